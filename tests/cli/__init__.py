@@ -1,0 +1,1 @@
+"""The fourth ring again, through the two commands a person types."""

@@ -1,0 +1,1 @@
+"""First ring: the pure core.  No process, no socket, no clock."""

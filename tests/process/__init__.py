@@ -1,0 +1,1 @@
+"""Fourth ring: real processes around a real broker."""

@@ -1,0 +1,1 @@
+"""Third ring: real sockets and eventfds inside one process."""
