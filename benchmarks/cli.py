@@ -1,0 +1,75 @@
+"""The command: options, progress, output, exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from benchmarks.measure import FULL, QUICK, measure
+from benchmarks.processes import BenchmarkError
+from benchmarks.profiling import WORKLOADS, profile
+from benchmarks.report import as_json, as_markdown, replace_between_markers, verdicts
+
+__all__ = ["main"]
+
+BROKEN, MISSED = 1, 3
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit code: 0 measured; 1 something broke; 2 wrong usage; 3 a target was missed and --check was given.",
+)
+@click.option("--quick", is_flag=True, help="A few samples of everything: shows that it works, not how fast.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Also write all figures to this file."
+)
+@click.option(
+    "--docs",
+    type=click.Path(exists=True, dir_okay=False, writable=True, path_type=Path),
+    help="Also put the tables between the markers of this Markdown file (docs/performance.md).",
+)
+@click.option("--check", is_flag=True, help="Exit with 3 if a target is missed.")
+@click.option(
+    "--profile", "workload", type=click.Choice(WORKLOADS), help="Measure nothing; show where the broker and its client spend their time."
+)
+def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool, workload: str | None) -> None:
+    """Measure fencebroker beside what it stands on, all in one run.
+
+    Signal to wake: from the call that signals until poll() returns in another process that was asleep. Rates: export + advance + close,
+    one at a time and in batches. The peers: raw eventfd, a bare Python relay, multiprocessing.Event, a bare request and reply, and a broker
+    that only parses and sends. A full run takes about a minute; nothing else should run on the machine meanwhile.
+    """
+    if docs is not None:
+        _fill(docs, None)  # so that a wrong file is refused before the measurement, not after it
+    try:
+        if workload is not None:
+            click.echo(profile(workload))
+            return
+        settings = QUICK if quick else FULL
+        with click.progressbar(length=settings.rounds + 1, label="rounds", file=sys.stderr) as bar:
+            results = measure(settings, lambda: bar.update(1))
+    except BenchmarkError as err:
+        click.echo(f"benchmarks: {err}", err=True)
+        sys.exit(BROKEN)
+    tables = as_markdown(results, settings.rounds)
+    click.echo(tables)
+    if json_file is not None:
+        values = as_json(results, {"quick": quick, "rounds": settings.rounds, "wakes": settings.wakes, "operations": settings.operations})
+        json_file.write_text(json.dumps(values, indent=1) + "\n")
+    if docs is not None:
+        _fill(docs, tables)
+    if check and not all(ratio.met for ratio in verdicts(results)):
+        sys.exit(MISSED)
+
+
+def _fill(docs: Path, tables: str | None) -> None:
+    """Put the tables into the document, or (None) only see whether it has a place for them."""
+    try:
+        text = replace_between_markers(docs.read_text(), tables or "")
+    except ValueError as err:
+        raise click.BadParameter(f"{docs}: {err}", param_hint="--docs") from err
+    if tables is not None:
+        docs.write_text(text)

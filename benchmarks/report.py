@@ -1,0 +1,181 @@
+"""From figures to what a person and a program read: Markdown tables and JSON.  Pure, apart from asking which machine this is."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Comparison, Figures, Ratio, Spread
+from benchmarks.peers import JUDGED, PEERS, PLACEMENTS, Peer
+
+__all__ = ["Results", "as_json", "as_markdown", "machine", "replace_between_markers", "verdicts"]
+
+BEGIN, END = "<!-- begin: written by python -m benchmarks --docs -->", "<!-- end -->"
+
+#: What came out, by placement: the figures of every peer by its key, and the ratios.
+Results = Mapping[str, tuple[Mapping[str, Figures], list[Ratio]]]
+
+_TITLES = {peer.key: peer.title for peer in PEERS}
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine as far as it bears on the figures."""
+    cpuinfo = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    models = [line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "load_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def verdicts(results: Results) -> list[Ratio]:
+    """Return the ratios that have a target, from the placement that the targets are for."""
+    return [ratio for ratio in results[JUDGED][1] if ratio.met is not None] if JUDGED in results else []
+
+
+def as_markdown(results: Results, rounds: int) -> str:
+    """Write the tables."""
+    facts = machine()
+    head = (
+        f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, {facts['python']}; {rounds} rounds, all peers in every round. "
+        "Times in microseconds. A ratio is the median over the rounds, with the smallest and the largest round behind it."
+    )
+    parts = [head]
+    for placement in PLACEMENTS:
+        if placement.key not in results:
+            continue
+        figures, ratios = results[placement.key]
+        parts.append(f"### {placement.key.capitalize()}: {placement.title}")
+        parts.append(_wakes(figures))
+        parts.append(_operations(figures))
+        parts.append(_ratios(ratios, judged=placement.key == JUDGED))
+    parts.append("### What each of them cannot do")
+    parts.append("\n".join(f"- {peer.title}: {peer.cannot}" for peer in PEERS if peer.cannot))
+    return "\n\n".join(parts) + "\n"
+
+
+def _peers(kind: str, figures: Mapping[str, Figures]) -> Iterable[tuple[Peer, Figures]]:
+    return ((peer, figures[peer.key]) for peer in PEERS if peer.kind == kind)
+
+
+def _wakes(figures: Mapping[str, Figures]) -> str:
+    return _table(
+        ("signal to wake", "p50", "p90", "p99", "max", "samples"),
+        [(peer.title, *(f"{x:.1f}" for x in (f.p50, f.p90, f.p99, f.max)), f"{f.n:,}") for peer, f in _peers("wake", figures)],
+    )
+
+
+def _operations(figures: Mapping[str, Figures]) -> str:
+    return _table(
+        ("rate", "per second", "slowest and fastest round", "p50", "p90", "p99"),
+        [
+            (
+                peer.title,
+                f"{f.spread.median:,.0f}",
+                f"{f.spread.min:,.0f} - {f.spread.max:,.0f}",
+                # One of the batch, not the batch.
+                *(f"{x / peer.units:.1f}" for x in (f.p50, f.p90, f.p99)),
+            )
+            for peer, f in _peers("operation", figures)
+        ],
+    )
+
+
+def _ratios(ratios: Iterable[Ratio], *, judged: bool) -> str:
+    rows: list[tuple[str, ...]] = []
+    for ratio in ratios:
+        target = ratio.comparison.target
+        verdict = ""
+        if target is not None and judged:
+            verdict = f"{target.bound} {target.value:,}: {'met' if ratio.met else 'MISSED'}"
+        rows.append((_subject(ratio.comparison), _spread(ratio.spread), verdict))
+    return _table(("compared", "ratio", "target" if judged else ""), rows)
+
+
+def _subject(comparison: Comparison) -> str:
+    peer = next(peer for peer in PEERS if peer.key == comparison.peer)
+    if comparison.base is None:
+        return f"{peer.title}, per second"
+    what = "signal to wake" if peer.kind == "wake" else "rate"
+    return f"{what}: {peer.title} / {_TITLES[comparison.base]}"
+
+
+def _spread(spread: Spread) -> str:
+    form = "{:,.0f}" if spread.median >= 1000 else "{:.2f}"
+    return f"{form} ({form} - {form})".format(spread.median, spread.min, spread.max)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Lay out a Markdown table that also reads well as it is: first column left, figures right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(cells: tuple[str, ...]) -> str:
+        first, *rest = (
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths)) + "|"
+    return "\n".join([line(head), rule, *map(line, rows)])
+
+
+def as_json(results: Results, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything as plain values; `format` changes when the meaning of a field does."""
+    return {
+        "format": 1,
+        "machine": machine(),
+        "settings": dict(settings),
+        "placements": {
+            key: {
+                "peers": {peer.key: _peer_json(peer, figures[peer.key]) for peer in PEERS},
+                "comparisons": [_ratio_json(ratio, judged=key == JUDGED) for ratio in ratios],
+            }
+            for key, (figures, ratios) in results.items()
+        },
+    }
+
+
+def _peer_json(peer: Peer, figures: Figures) -> dict[str, Any]:
+    return {
+        "title": peer.title,
+        "kind": peer.kind,
+        "units_per_sample": peer.units,
+        "samples": figures.n,
+        "p50_us": figures.p50,
+        "p90_us": figures.p90,
+        "p99_us": figures.p99,
+        "max_us": figures.max,
+        "per_round": {"what": "p50_us" if peer.kind == "wake" else "per_second", "values": list(figures.rounds)},
+    }
+
+
+def _ratio_json(ratio: Ratio, *, judged: bool) -> dict[str, Any]:
+    target = ratio.comparison.target if judged else None
+    return {
+        "peer": ratio.comparison.peer,
+        "base": ratio.comparison.base,
+        "median": ratio.spread.median,
+        "min": ratio.spread.min,
+        "max": ratio.spread.max,
+        "target": None if target is None else {"bound": target.bound, "value": target.value},
+        "met": ratio.met if judged else None,
+    }
+
+
+def replace_between_markers(text: str, tables: str) -> str:
+    """Put the tables between the markers of a document.
+
+    Raises:
+        ValueError: the document has no such markers, or not in this order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"it needs a line {BEGIN!r} and after it a line {END!r}")
+    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"

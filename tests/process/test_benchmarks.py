@@ -1,0 +1,88 @@
+"""The benchmarks run, and say what they promise to say.  What they measure here is worth nothing, and nothing looks at it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.figures import Comparison, Target, figures_of, percentile, ratio_of
+from benchmarks.peers import COMPARISONS, JUDGED, PEERS
+from benchmarks.report import BEGIN, END, replace_between_markers
+
+if TYPE_CHECKING:
+    from tests.helpers import Spawn
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+COMMAND = (sys.executable, "-m", "benchmarks")
+
+
+def test_a_quick_run_measures_every_peer(spawn: Spawn, tmp_path: pathlib.Path) -> None:
+    figures, document = tmp_path / "figures.json", tmp_path / "performance.md"
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    tables = spawn([*COMMAND, "--quick", "--json", str(figures), "--docs", str(document)], cwd=ROOT).finish(50)
+
+    values = json.loads(figures.read_text())
+    assert values["format"] == 1
+    assert values["settings"]["quick"] is True
+    assert values["machine"]["python"]
+    for key, placement in values["placements"].items():
+        assert list(placement["peers"]) == [peer.key for peer in PEERS]
+        for peer in placement["peers"].values():
+            assert peer["samples"] > 0
+            assert 0 < peer["p50_us"] <= peer["p90_us"] <= peer["p99_us"] <= peer["max_us"]
+            assert len(peer["per_round"]["values"]) == values["settings"]["rounds"]
+            assert peer["title"] in tables
+        assert [(c["peer"], c["base"]) for c in placement["comparisons"]] == [(c.peer, c.base) for c in COMPARISONS]
+        for comparison in placement["comparisons"]:
+            assert 0 < comparison["min"] <= comparison["median"] <= comparison["max"]
+            assert (comparison["met"] is None) == (comparison["target"] is None)
+        assert sum(c["target"] is not None for c in placement["comparisons"]) == (3 if key == JUDGED else 0)
+    assert document.read_text() == f"before\n{BEGIN}\n\n{tables.rstrip()}\n\n{END}\nafter\n"
+
+
+def test_a_document_without_markers_is_refused_before_anything_is_measured(spawn: Spawn, tmp_path: pathlib.Path) -> None:
+    document = tmp_path / "performance.md"
+    document.write_text("no markers\n")
+    child = spawn([*COMMAND, "--docs", str(document)], cwd=ROOT)
+    assert child.wait() == 2
+    assert BEGIN in child.log()
+    assert document.read_text() == "no markers\n"
+
+
+def test_a_profile_shows_both_ends(spawn: Spawn) -> None:
+    text = spawn([*COMMAND, "--profile", "batch"], cwd=ROOT).finish(50)
+    assert "broker: " in text
+    assert "client: " in text
+    assert "eventfd_write" in text
+
+
+def test_percentiles_are_samples() -> None:
+    assert [percentile(range(1, 101), fraction) for fraction in (0.5, 0.9, 0.99, 1.0)] == [51, 91, 100, 100]
+    assert percentile([7], 0.99) == 7
+
+
+def test_a_ratio_is_taken_inside_each_round() -> None:
+    figures = {
+        "slow": figures_of("wake", 1, [[2000], [40_000], [6000]]),
+        "fast": figures_of("wake", 1, [[1000], [10_000], [2000]]),
+    }
+    ratio = ratio_of(figures, Comparison("slow", "fast", Target("<=", 2.9)))
+    assert (ratio.spread.median, ratio.spread.min, ratio.spread.max) == (3.0, 2.0, 4.0)
+    assert ratio.met is False
+
+
+def test_a_rate_counts_the_members_of_a_batch() -> None:
+    figures = {"batch": figures_of("operation", 64, [[1_000_000, 1_000_000]])}
+    ratio = ratio_of(figures, Comparison("batch", None, Target(">=", 64_000)))
+    assert ratio.spread.median == pytest.approx(64_000)
+    assert ratio.met is True
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}"])
+def test_a_document_needs_both_markers_in_order(text: str) -> None:
+    with pytest.raises(ValueError, match="needs a line"):
+        replace_between_markers(text, "tables")
