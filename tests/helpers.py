@@ -7,7 +7,9 @@ an eventfd, a pidfd), and each wait has a limit.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import pathlib
 import select
 import shutil
 import signal
@@ -40,6 +42,7 @@ __all__ = [
     "eventfd_id",
     "is_readable",
     "not_run",
+    "package_folder",
     "same_file",
     "short_folder",
     "wait_gone",
@@ -161,6 +164,14 @@ def assert_closed_on_exec(*fds: int) -> None:
 
 
 # Folders
+
+
+def package_folder(name: str) -> pathlib.Path:
+    """Return the folder of one of the project's packages as the tests import it: the checkout's, or an installed wheel's."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, f"{name} is not installed"
+    assert spec.submodule_search_locations, f"{name} is no package"
+    return pathlib.Path(spec.submodule_search_locations[0])
 
 
 def short_folder() -> str:

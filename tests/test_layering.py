@@ -6,7 +6,6 @@ The rules are functions from source to findings; each is shown a breach of itsel
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -14,6 +13,8 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import pytest
+
+from tests.helpers import package_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,14 +49,6 @@ ONLY_IN_FDS: Final = frozenset({"sendmsg", "recvmsg", "recvmsg_into", "SCM_RIGHT
 
 #: Names that nobody uses.  recv_fds and send_fds ignore their flags; an Unpacker keeps state between packets.
 NOWHERE: Final = frozenset({"recv_fds", "send_fds", "Unpacker"})
-
-
-def package(name: str) -> pathlib.Path:
-    """Return the folder of an installed package: the checkout's, or the wheel's."""
-    spec = importlib.util.find_spec(name)
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return pathlib.Path(spec.submodule_search_locations[0])
 
 
 def modules(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -234,28 +227,28 @@ def breaches(folder: pathlib.Path, found: dict[pathlib.Path, list[str]]) -> list
 
 
 def test_the_core_is_pure() -> None:
-    core = package("fencebrokerd") / "core"
+    core = package_folder("fencebrokerd") / "core"
     found = {path: breaches_of_purity(path.read_text("utf-8"), *CORE_MAY_IMPORT) for path in modules(core)}
     assert breaches(core, found) == []
 
 
 @pytest.mark.parametrize("name", sorted(LIBRARY_EXTRAS))
 def test_the_shared_part_of_the_library_is_pure(name: str) -> None:
-    path = package("fencebroker") / name
+    path = package_folder("fencebroker") / name
     ours = [f"fencebroker.{other.removesuffix('.py')}" for other in LIBRARY_EXTRAS]
     assert breaches_of_purity(path.read_text("utf-8"), *ours, extras=LIBRARY_EXTRAS[name]) == []
 
 
 def test_the_library_never_imports_the_daemon() -> None:
-    folder = package("fencebroker")
+    folder = package_folder("fencebroker")
     found = {path: breaches_of_the_daemons_privacy(path.read_text("utf-8")) for path in modules(folder)}
     assert breaches(folder, found) == []
 
 
 @pytest.mark.parametrize("name", ["fencebroker", "fencebrokerd"])
 def test_descriptors_travel_in_one_place(name: str) -> None:
-    folder = package(name)
-    fds = package("fencebroker") / "fds.py"
+    folder = package_folder(name)
+    fds = package_folder("fencebroker") / "fds.py"
     assert fds.exists()
     found = {path: breaches_of_the_bans(path.read_text("utf-8"), is_fds=path == fds) for path in modules(folder)}
     assert breaches(folder, found) == []
@@ -263,7 +256,7 @@ def test_descriptors_travel_in_one_place(name: str) -> None:
 
 def test_daemon_is_a_folder_and_not_a_package() -> None:
     # PyPI's python-daemon installs a package of that name; were ours one too, the two would share a folder.
-    root = package("fencebrokerd").parent
+    root = package_folder("fencebrokerd").parent
     if root.name == "daemon":  # a checkout
         assert not (root / "__init__.py").exists()
         assert [path.name for path in root.iterdir() if path.is_dir() and path.name != "__pycache__"] == ["fencebrokerd"]
@@ -273,7 +266,7 @@ def test_daemon_is_a_folder_and_not_a_package() -> None:
 
 @pytest.mark.parametrize("name", ["fencebroker", "fencebrokerd"])
 def test_both_packages_say_that_they_are_typed(name: str) -> None:
-    assert (package(name) / "py.typed").is_file()
+    assert (package_folder(name) / "py.typed").is_file()
 
 
 def test_importing_the_library_loads_the_standard_library_and_msgpack_only() -> None:

@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 import fencebroker
+from tests.helpers import package_folder
 
 ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
 IS_CHECKOUT: Final = (ROOT / "fencebroker").is_dir()
@@ -63,16 +64,12 @@ def test_two_top_level_names_and_no_third(distributed: list[str]) -> None:
     assert tops - {DIST_INFO, f"fencebroker-{fencebroker.__version__}.data"} == {"fencebroker", "fencebrokerd"}
 
 
-def test_every_module_of_the_checkout_is_shipped(distributed: list[str]) -> None:
-    for name, package in (("fencebroker", fencebroker.__path__[0]), ("fencebrokerd", None)):
-        folder = pathlib.Path(package) if package else _daemon()
-        modules = {f"{name}/{path.relative_to(folder)}" for path in folder.rglob("*.py")}
-        assert f"{name}/__init__.py" in modules
-        assert modules <= set(distributed)
-
-
-def _daemon() -> pathlib.Path:
-    return ROOT / "daemon" / "fencebrokerd" if IS_CHECKOUT else pathlib.Path(fencebroker.__path__[0]).parent / "fencebrokerd"
+@pytest.mark.parametrize("name", ["fencebroker", "fencebrokerd"])
+def test_every_module_is_shipped(distributed: list[str], name: str) -> None:
+    folder = package_folder(name)
+    modules = {f"{name}/{path.relative_to(folder)}" for path in folder.rglob("*.py")}
+    assert f"{name}/__init__.py" in modules
+    assert modules <= set(distributed)
 
 
 @pytest.mark.parametrize(
