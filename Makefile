@@ -11,6 +11,9 @@ DEMOARGS ?=
 BIN := .venv/bin
 RUN := $(BIN)/python
 
+# A stamp says nothing any more when the interpreter it was made with is gone.
+$(shell test -x $(RUN) || rm -f .venv/.stamp-*)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint format types bench wheel clean
@@ -51,7 +54,7 @@ clean: ## Remove the environment and everything built.
 # The checks come before the environment, so that a wrong interpreter gets one clear line and leaves nothing behind.
 # --clear: this rule runs only when there is no working interpreter in .venv.
 $(RUN):
-	@command -v $(PYTHON) >/dev/null || { echo 'fencebroker: "$(PYTHON)" was not found; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -c pass 2>/dev/null || { echo 'fencebroker: "$(PYTHON)" is not there or does not run; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) and sys.platform.startswith("linux") else "fencebroker: needs Python 3.11 or newer on Linux, and $(PYTHON) is Python %d.%d on %s; name another one: make PYTHON=python3.11" % (v[0], v[1], sys.platform))'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo 'fencebroker: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@$(PYTHON) -m venv --clear .venv
