@@ -1,0 +1,1 @@
+"""The example pipeline; see ``__main__.py``."""
