@@ -1,0 +1,295 @@
+"""Descriptors: their one owner type, the one place that sends and receives them, and the status that an eventfd carries.
+
+Facts (Linux; ``docs/design.md`` 3.1 has the measurements)
+  An eventfd with EFD_SEMAPHORE that is written once with a large value stays readable for every holder: a read takes 1.
+  Two status values always overflow the counter, so the kernel keeps the first and refuses the second with EAGAIN.
+  The status is in the top 16 bits of ``eventfd-count`` in /proc/self/fdinfo: ``ffff`` OK, ``8000 | e`` error e.  POLLOUT is off only
+  while the count is 2**64-2, so POLLIN without POLLOUT is OK for certain.
+  socket.recv_fds() ignores its flags: descriptors it receives are inheritable.  recvmsg with MSG_CMSG_CLOEXEC is not.
+  At RLIMIT_NOFILE a message arrives without (all of) its descriptors and with MSG_CTRUNC; what did arrive is ours to close.
+Rules
+  Every received descriptor is owned before anything looks at flags or payload.  Truncated in any way: close them, raise.
+  Nothing else in the tree calls sendmsg or recvmsg, or encodes a status.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import socket
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol, Self, TypeAlias
+
+from fencebroker.model import ACTIVE, MAX_ERRNO, OK
+
+__all__ = [
+    "HasFileno",
+    "OwnedFd",
+    "Truncated",
+    "borrow",
+    "close_all",
+    "new_fence_eventfd",
+    "peek_status",
+    "recv_packet",
+    "send_packet",
+    "status_word",
+]
+
+_SPACE: Final = socket.CMSG_SPACE(253 * array.array("i").itemsize)
+_FLAGS: Final = os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE
+#: One byte more than any packet may have, so that a larger one shows as truncated.
+_RECEIVE: Final = 16 * 1024 + 1
+#: Written for OK.  2**64 - 1 would be EINVAL.
+OK_WORD: Final = 2**64 - 2
+
+
+class HasFileno(Protocol):
+    """Anything with a ``fileno()``."""
+
+    def fileno(self) -> int: ...
+
+
+Fd: TypeAlias = "int | HasFileno"
+
+
+class Truncated(ConnectionError):
+    """A message or its descriptors did not fit.  ``fds`` owns what did arrive; whoever catches this closes it."""
+
+    def __init__(self, text: str, fds: Sequence[OwnedFd] = ()) -> None:
+        super().__init__(text)
+        self.fds = fds
+
+
+class OwnedFd:
+    """One descriptor and the duty to close it: live, then closed or handed over (``detach``).  Not safe to close in two threads at once."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        """Take ownership of ``fd``."""
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Return the number; ValueError after it was closed or handed over, for then it may be somebody else's."""
+        if self._fd < 0:
+            raise ValueError("this descriptor was closed or handed over")
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
+    def detach(self) -> int:
+        """Hand the number over; the caller closes it."""
+        fd = self.fileno()
+        self._fd = -1
+        return fd
+
+    def close(self) -> None:
+        """Close it; a second time does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def dup(self) -> OwnedFd:
+        """Return another descriptor of the same file, close-on-exec."""
+        return OwnedFd(os.dup(self.fileno()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<OwnedFd {self._fd if self._fd >= 0 else 'closed'}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warnings.warn(f"descriptor {self._fd} was never closed", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+
+def borrow(fd: Fd, argument: str = "fd") -> int:
+    """Return the number of ``fd`` without taking it.  TypeError or ValueError name ``argument``; nothing is asked of the kernel."""
+    if type(fd) is int:
+        number = fd
+    elif isinstance(fd, (bool, float, str, bytes)) or not hasattr(fd, "fileno"):
+        raise TypeError(f"{argument} must be a descriptor (an int) or have a fileno() method, not {type(fd).__name__}")
+    else:
+        number = fd.fileno()
+    if number < 0:
+        raise ValueError(f"{argument} must be an open descriptor, not {number}")
+    return number
+
+
+def send_packet(sock: socket.socket, packet: bytes, fds: Sequence[int] = (), flags: int = 0) -> None:
+    """Send one packet with borrowed descriptors.  Errors are the kernel's (BlockingIOError, ETOOMANYREFS, BrokenPipeError ...)."""
+    if not packet:
+        raise ValueError("packet must not be empty: it would read like end-of-file")
+    if fds:
+        sock.sendmsg((packet,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),), flags | socket.MSG_NOSIGNAL)
+    else:
+        sock.send(packet, flags | socket.MSG_NOSIGNAL)
+
+
+def recv_packet(sock: socket.socket, flags: int = 0, size: int = _RECEIVE) -> tuple[bytes, list[OwnedFd]]:
+    """Receive one packet and own its descriptors.  ``b""`` is end-of-file.
+
+    Raises Truncated when the packet was larger than ``size - 1`` bytes or descriptors were lost (the descriptor limit of this process,
+    or a refusal by a security module); the exception owns what arrived.
+    """
+    packet, control, happened, _ = sock.recvmsg(size, _SPACE, flags | socket.MSG_CMSG_CLOEXEC)
+    if not control and not happened & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        return packet, []
+    fds = _own(control)
+    if happened & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if happened & socket.MSG_CTRUNC:
+            raise Truncated("descriptors of a message were lost: this process is at its descriptor limit (RLIMIT_NOFILE)", fds)
+        raise Truncated(f"a message was longer than {size - 1} bytes", fds)
+    return packet, fds
+
+
+def close_all(fds: Iterable[OwnedFd]) -> None:
+    """Close each of ``fds``."""
+    for fd in fds:
+        fd.close()
+
+
+def _own(control: Iterable[tuple[int, int, bytes]]) -> list[OwnedFd]:
+    numbers = array.array("i")
+    for level, kind, data in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return [OwnedFd(number) for number in numbers]
+
+
+def new_fence_eventfd() -> int:
+    """Return a new eventfd in the form of a sync_file: close-on-exec, non-blocking, semaphore, count 0.  The caller owns it."""
+    return os.eventfd(0, _FLAGS)
+
+
+def status_word(status: int) -> int:
+    """Return the value to write for a fence that signalled with ``status`` (1, or a negative errno)."""
+    if status == OK:
+        return OK_WORD
+    if not 1 <= -status <= MAX_ERRNO:
+        raise ValueError(f"status must be 1 or -1..-{MAX_ERRNO}, not {status}")
+    return int(2**63 + (-status << 48) + 2**47)
+
+
+def status_from_count(count: int) -> int | None:
+    """Decode ``eventfd-count``: 0 active, 1 OK, a negative errno; None if no broker left it so."""
+    if count == 0:
+        return ACTIVE
+    top = count >> 48
+    if top == 0xFFFF:
+        return OK
+    error = top & 0x7FFF
+    if top & 0x8000 and 1 <= error <= MAX_ERRNO:
+        return -error
+    return None
+
+
+class EventfdInfo:
+    """What /proc says of an eventfd: its id (unique while it is open anywhere, reused afterwards), count, and whether it is a semaphore."""
+
+    __slots__ = ("count", "id", "semaphore")
+
+    def __init__(self, id: int, count: int, semaphore: bool) -> None:
+        self.id = id
+        self.count = count
+        self.semaphore = semaphore
+
+
+def eventfd_info(fd: int) -> EventfdInfo | None:
+    """Look at an eventfd through /proc/self/fdinfo, reading at most 4 KiB; None if ``fd`` is open but no eventfd.
+
+    The link is read first: fdinfo of a foreign file runs code of its file system.  OSError (EBADF) if ``fd`` is not open.
+    """
+    try:
+        target = os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        os.fstat(fd)  # raises EBADF where the descriptor is the reason, and passes where /proc is
+        raise OSError(38, "/proc is not mounted; fencebroker reads a fence's status from /proc/self/fdinfo") from None
+    return read_fdinfo(fd) if target == "anon_inode:[eventfd]" else None
+
+
+def read_fdinfo(fd: int) -> EventfdInfo | None:
+    """Like eventfd_info for a descriptor known to be an eventfd: one open, read and close."""
+    info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(info, 4096)
+    finally:
+        os.close(info)
+    fields = dict(line.split(b":", 1) for line in text.splitlines() if b":" in line)
+    if b"eventfd-count" not in fields:
+        return None
+    semaphore = fields.get(b"eventfd-semaphore")
+    return EventfdInfo(int(fields.get(b"eventfd-id", b"-1")), int(fields[b"eventfd-count"], 16), semaphore is None or int(semaphore) == 1)
+
+
+def is_signalled(fd: int) -> bool:
+    """Say whether ``fd`` is readable now.  OSError EBADF if it is not open."""
+    return bool(_poll(fd, select.POLLIN, 0))
+
+
+def _poll(fd: int, events: int, timeout_ms: int | None) -> int:
+    poller = select.poll()
+    poller.register(fd, events)
+    for _, happened in poller.poll(timeout_ms):
+        if happened & select.POLLNVAL:
+            raise OSError(9, "descriptor is not open")
+        return happened
+    return 0
+
+
+def peek_status(fd: int) -> int | None:
+    """Return the status a sync_file descriptor carries: 0, 1 or a negative errno; None if it was tampered with.
+
+    No broker is asked.  0.5 us while active or OK, some 10 us for an error.  OSError EBADF if ``fd`` is not open.
+    """
+    happened = _poll(fd, select.POLLIN | select.POLLOUT, 0)
+    if not happened & select.POLLIN:
+        return ACTIVE
+    if not happened & select.POLLOUT:
+        return OK
+    info = read_fdinfo(fd)
+    return None if info is None else status_from_count(info.count)
+
+
+class SignalResult:
+    """What writing a status to an eventfd came to."""
+
+    WRITTEN: Final = 0
+    ALREADY: Final = 1  #: a valid status was there first and stands
+    TAMPERED: Final = 2  #: the count is forged and could not be topped up to a status
+
+
+def write_status(fd: int, word: int) -> int:
+    """Signal ``fd`` with a word of ``status_word``.  Returns a SignalResult.
+
+    A forged small count is topped up to the word (three tries, since its forger may go on).  InterruptedError when a holder made the
+    file blocking and full: the caller arms an interval timer around its writes.
+    """
+    try:
+        os.eventfd_write(fd, word)
+    except BlockingIOError:
+        pass
+    else:
+        return SignalResult.WRITTEN
+    for _ in range(3):
+        info = read_fdinfo(fd)
+        count = 0 if info is None else info.count
+        if count and status_from_count(count) is not None:
+            return SignalResult.ALREADY
+        if count > word:
+            break
+        try:
+            os.eventfd_write(fd, word - count)
+        except BlockingIOError:
+            continue
+        return SignalResult.WRITTEN
+    return SignalResult.TAMPERED
