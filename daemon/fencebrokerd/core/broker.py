@@ -1,0 +1,285 @@
+"""The whole broker as one object: what comes in, and when -> what is to be done.
+
+``handle`` takes a session's decoded request, ``handle_timeline`` a timeline's message; both return effects.  Every other method is
+something that happens outside: a connection, an end-of-file, a clock, a failure to do what an effect asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from fencebroker import wire
+from fencebroker.errors import Refusal
+from fencebroker.model import Limits
+from fencebrokerd.core import effects as fx
+from fencebrokerd.core import events as e
+from fencebrokerd.core import inspection, minting, signalling
+from fencebrokerd.core.state import State
+from fencebrokerd.core.turn import Turn
+
+__all__ = ["Broker"]
+
+
+class Broker:
+    """Owns the state.  ``own_uid`` is the broker's user, who may inspect everything."""
+
+    def __init__(self, limits: Limits, own_uid: int) -> None:
+        self.limits = limits
+        self.state = State(limits.remembered_failures, own_uid)
+        self._turn = Turn(self.state, limits)
+
+    # -- clients
+
+    def connect(self, session: int, uid: int, gid: int, groups: frozenset[int], pid: int, comm: str, now: int) -> None:
+        """Accept a client after its hello.  Refusal with EDQUOT when its uid, or the broker, has too many."""
+        limits, state = self.limits, self.state
+        used = state.account(uid).sessions
+        if used >= limits.sessions_per_uid:
+            quota = "sessions per user"
+            raise Refusal(errno.EDQUOT, f"{quota}: {used} of {limits.sessions_per_uid} are in use", (quota, limits.sessions_per_uid, used))
+        self._begin(now)
+        self._turn.emit(e.SessionOpened(session, uid, gid, groups, pid, comm, now))
+
+    def disconnect(self, session: int, now: int) -> list[fx.Effect]:
+        """A client is gone."""
+        turn = self._begin(now)
+        turn.tracing.discard(session)
+        known = self.state.sessions.get(session)
+        if known is not None:
+            minting.end_session(turn, known)
+        return turn.effects
+
+    def handle(self, session: int, message: list[Any], references: Sequence[fx.Reference], now: int) -> list[fx.Effect]:
+        """Handle one request, already checked by ``wire.decode_request``.  A refusal is an answer; any exception is a bug."""
+        turn = self._begin(now)
+        turn.session = self.state.sessions[session]
+        turn.serial = message[0]
+        verb = VERBS.get(message[1])
+        try:
+            if verb is None:
+                raise Refusal(errno.ENOSYS, f"this broker does not know request {message[1]}")
+            verb(turn, message, references)
+        except Refusal as refusal:
+            turn.effects.append(fx.Send(session, [turn.serial, refusal.error, refusal.text, list(refusal.detail)]))
+        return turn.effects
+
+    # -- timelines
+
+    def handle_timeline(self, socket: int, message: list[Any], now: int) -> list[fx.Effect]:
+        """Handle one message of a timeline's socket, already checked by ``wire.decode_timeline``."""
+        turn = self._begin(now)
+        timeline = self.state.sockets[socket]
+        SIGNALS[message[2]](turn, timeline, *message[3:])
+        return turn.effects
+
+    def end_socket(self, socket: int, now: int) -> list[fx.Effect]:
+        """The last copy of a timeline's descriptor was closed."""
+        turn = self._begin(now)
+        minting.end_socket(turn, socket)
+        return turn.effects
+
+    def break_timeline(self, socket: int, now: int) -> list[fx.Effect]:
+        """Somebody sent nonsense on a timeline's socket: who is unknown, so the timeline fails with EPROTO and ends."""
+        turn = self._begin(now)
+        timeline = self.state.sockets[socket]
+        signalling.cancel(turn, timeline, errno.EPROTO)
+        for other in sorted(timeline.sockets):
+            minting.end_socket(turn, other)
+        return turn.effects
+
+    # -- time, failures, the end
+
+    def expire(self, now: int) -> list[fx.Effect]:
+        """Time has passed."""
+        turn = self._begin(now)
+        signalling.expire(turn)
+        return turn.effects
+
+    @property
+    def wake_at(self) -> int | None:
+        """When ``expire`` is needed next; None: never."""
+        return signalling.next_expiry(self._turn)
+
+    def eventfds_failed(self, effect: fx.CreateEventfds, error: int, now: int) -> list[fx.Effect]:
+        """The kernel refused an eventfd: nothing of the request stays, and its sender hears why."""
+        turn = self._begin(now)
+        minting.drop(turn, range(effect.first, effect.first + effect.n))
+        return self._failed(effect.session, effect.serial, error, "sync_files")
+
+    def socket_failed(self, effect: fx.CreateSocket, error: int, now: int) -> list[fx.Effect]:
+        """The kernel refused a socketpair."""
+        turn = self._begin(now)
+        minting.end_socket(turn, effect.socket)
+        return self._failed(effect.session, effect.serial, error, "timelines")
+
+    def _failed(self, session: int, serial: int, error: int, what: str) -> list[fx.Effect]:
+        effects = self._turn.effects
+        limit, used = self.limits.descriptors, self.state.n_descriptors
+        text = f"the kernel refused another descriptor for {what}; the broker uses {used} of {limit}"
+        error = error if error in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETOOMANYREFS) else errno.ENOMEM
+        detail: list[int | str] = [f"descriptors of the broker ({what})", limit, used] if error == errno.EMFILE else []
+        effects.append(fx.Send(session, [serial, error, text, detail]))
+        return effects
+
+    def send_failed(self, send: fx.Send, error: int, now: int) -> list[fx.Effect]:
+        """Descriptors could not be sent: what was made for them goes, and a refusal takes the answer's place."""
+        turn = self._begin(now)
+        minting.drop(turn, send.handles)
+        if send.socket is not None and send.socket in self.state.sockets:
+            minting.end_socket(turn, send.socket)
+        return self._failed(send.session, send.message[0], error, "descriptors in flight")
+
+    def tampered(self, handle: int, now: int) -> list[fx.Effect]:
+        """The shell found a forged count on this handle's eventfd when it signalled."""
+        turn = self._begin(now)
+        sync_file = self.state.sync_files.get(handle)
+        if sync_file is not None and not sync_file.tampered:
+            turn.emit(e.SyncFileTampered(handle))
+        return turn.effects
+
+    def poison(self, handles: Sequence[int], now: int) -> list[fx.Effect]:
+        """Holders made these eventfds block: close our copies, and end the sessions of the uid that asked for them."""
+        turn = self._begin(now)
+        uids = {self.state.sync_files[handle].uid for handle in handles if handle in self.state.sync_files}
+        minting.drop(turn, handles)
+        for session in list(self.state.sessions.values()):
+            if session.uid in uids:
+                turn.do(fx.Disconnect(session.id, "a sync_file of this user was made to block the broker"))
+        return turn.effects
+
+    def uid_of(self, handle: int) -> int:
+        """Whose sync_file this is."""
+        sync_file = self.state.sync_files.get(handle)
+        return -1 if sync_file is None else sync_file.uid
+
+    def stop(self, now: int) -> tuple[list[fx.Effect], int]:
+        """Complete every active fence with -ECANCELED; returns the effects and how many there were."""
+        turn = self._begin(now)
+        n = signalling.cancel_all(turn, errno.ECANCELED)
+        return turn.effects, n
+
+    def end(self, now: int) -> list[fx.Effect]:
+        """Close everything and assert that every account is zero: a leak of accounting ends the broker loudly."""
+        turn = self._begin(now)
+        for socket in list(self.state.sockets):
+            minting.end_socket(turn, socket)
+        for session in list(self.state.sessions.values()):
+            minting.end_session(turn, session)
+        minting.forget_everything(turn)
+        self.state.assert_empty()
+        return turn.effects
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether anybody asked for events."""
+        return bool(self._turn.tracing)
+
+    def take_lines(self) -> tuple[set[int], list[Any]]:
+        """Take the rendered events since the last call, and the sessions that asked for them."""
+        lines, self._turn.lines = self._turn.lines, []
+        return self._turn.tracing, lines
+
+    def _begin(self, now: int) -> Turn:
+        turn = self._turn
+        turn.now = now
+        turn.events = []
+        turn.effects = []
+        return turn
+
+
+# -- the verbs of a session: message -> call
+
+
+def _create_timeline(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    minting.create_timeline(turn, m[2], m[3], m[4], m[5])
+
+
+def _open_timeline(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    minting.open_timeline(turn, m[2])
+
+
+def _show_timeline(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    minting.show_timeline(turn, references[0])
+
+
+def _forget_timeline(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    minting.forget_timeline(turn, m[2])
+
+
+def _export(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    minting.export(turn, m[2], m[3], m[4], m[5])
+
+
+def _import(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    minting.import_sync_file(turn, m[2], m[3], references[0] if references else None)
+
+
+def _merge(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    minting.merge(turn, m[2], references, m[3], m[4])
+
+
+def _sync_file(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    minting.sync_file(turn, m[2], m[3])
+
+
+def _info(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    inspection.info(turn, m[2], references[0] if references else None, m[3])
+
+
+def _set_deadline(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    if not references or not isinstance(references[0], fx.DetachedFence):  # a detached one has signalled: nothing to do
+        fence = minting.find_fence(turn, m[2], references[0] if references else None)
+        signalling.set_deadline(turn, fence, m[3])
+    turn.answer()
+
+
+def _release(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    minting.release(turn, m[2], m[3])
+
+
+def _list(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    inspection.list_objects(turn, m[2], m[3])
+
+
+def _lookup(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    inspection.lookup(turn, m[2])
+
+
+def _status(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    inspection.status(turn)
+
+
+def _subscribe(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    turn.tracing.add(turn.session.id)
+    turn.answer()
+
+
+Verb = Callable[[Turn, list[Any], Sequence[fx.Reference]], None]
+
+VERBS: Final[dict[int, Verb]] = {
+    wire.CREATE_TIMELINE: _create_timeline,
+    wire.OPEN_TIMELINE: _open_timeline,
+    wire.SHOW_TIMELINE: _show_timeline,
+    wire.FORGET_TIMELINE: _forget_timeline,
+    wire.EXPORT: _export,
+    wire.IMPORT: _import,
+    wire.MERGE: _merge,
+    wire.SYNC_FILE: _sync_file,
+    wire.INFO: _info,
+    wire.SET_DEADLINE: _set_deadline,
+    wire.RELEASE: _release,
+    wire.LIST: _list,
+    wire.LOOKUP: _lookup,
+    wire.STATUS: _status,
+    wire.SUBSCRIBE: _subscribe,
+}
+
+SIGNALS: Final[dict[int, Callable[..., None]]] = {
+    wire.ADVANCE: signalling.advance,
+    wire.INC: signalling.inc,
+    wire.FAIL: signalling.fail,
+    wire.SIGNAL: signalling.signal_point,
+    wire.CANCEL: signalling.cancel,
+}

@@ -1,0 +1,164 @@
+"""How fences signal: advance, fail, single points, cancellation, expiry, and the arrays that follow.
+
+Order within a turn: the value first, then fences from the lowest seqno, then the arrays they complete.  Status and timestamp are in
+the record before the eventfd is written, so whoever is woken and asks sees them.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from fencebroker.model import OK, U64_MAX
+from fencebrokerd.core import effects as fx
+from fencebrokerd.core import events as e
+from fencebrokerd.core.fence import Array, Fence
+
+if TYPE_CHECKING:
+    from fencebrokerd.core.timeline import Timeline
+    from fencebrokerd.core.turn import Turn
+
+__all__ = ["advance", "cancel", "cancel_all", "expire", "fail", "forget_if_unused", "inc", "set_deadline", "signal_point"]
+
+
+def signal(turn: Turn, fences: Iterable[tuple[Fence, int]]) -> None:
+    """Signal active fences with their statuses, then every array that is complete by that, then let old records go."""
+    groups: dict[int, list[int]] = {}
+    work = list(fences)
+    owners = set()
+    # A list that grows while it is walked: arrays may complete arrays, to any depth, without recursion.
+    for fence, status in work:
+        if fence.status:
+            continue
+        arrays = fence.arrays
+        turn.emit(e.FenceSignalled(fence.id, status, turn.now))
+        owners.add(fence.uid)
+        if fence.sync_files:
+            groups.setdefault(status, []).extend(fence.sync_files)
+        if arrays:
+            done = (array for array in arrays if not array.status and (array.any or not array.n_pending))
+            work.extend((array, status if array.any else array.error or OK) for array in done)
+    for status, handles in groups.items():
+        turn.do(fx.Signal(handles, status))
+    for fence, _ in work:
+        if isinstance(fence, Array):  # one that expired, or needed only one member, leaves active ones behind
+            for member in fence.members:
+                forget_if_unused(turn, member)
+    for uid in owners:
+        trim(turn, uid)
+
+
+def trim(turn: Turn, uid: int) -> None:
+    """Forget the oldest signalled records of ``uid`` beyond the quota."""
+    retained = turn.state.account(uid).retained
+    while len(retained) > turn.limits.retained_records:
+        forget(turn, turn.state.fences[next(iter(retained))])
+
+
+def forget(turn: Turn, fence: Fence) -> None:
+    """Drop the record of a fence and the broker's copies of its descriptors."""
+    handles = list(fence.sync_files)
+    for handle in handles:
+        turn.emit(e.SyncFileDropped(handle))
+    if handles:
+        turn.do(fx.CloseHandles(handles))
+    members = fence.members if isinstance(fence, Array) and not fence.status else ()
+    turn.emit(e.FenceForgotten(fence.id))
+    for member in members:
+        forget_if_unused(turn, member)
+
+
+def forget_if_unused(turn: Turn, fence: Fence) -> None:
+    """An active fence that nobody can see any more leaves its timeline, as in the kernel when the last descriptor is closed."""
+    if not fence.status and fence.is_unused and fence.id in turn.state.fences:
+        forget(turn, fence)
+
+
+def advance(turn: Turn, timeline: Timeline, value: int) -> None:
+    """Raise the value to ``value`` and signal what it passes.  At or below the value: nothing."""
+    if value <= timeline.value:
+        return
+    passed = timeline.pop_passed(value)
+    turn.emit(e.TimelineAdvanced(timeline.context, value, turn.now))
+    if passed:
+        signal(turn, [(fence, OK) for fence in passed])
+
+
+def inc(turn: Turn, timeline: Timeline, n: int) -> None:
+    """Raise the value by ``n``; it stops at 2**64-1."""
+    advance(turn, timeline, min(timeline.value + n, U64_MAX))
+
+
+def fail(turn: Turn, timeline: Timeline, seqno: int, error: int) -> None:
+    """Everything below ``seqno`` is OK, ``seqno`` fails, the value is ``seqno``.  At or below the value nothing can fail any more."""
+    if seqno <= timeline.value:
+        return
+    passed = timeline.pop_passed(seqno)
+    turn.emit(e.PointFailed(timeline.context, seqno, -error, turn.now))
+    turn.emit(e.TimelineAdvanced(timeline.context, seqno, turn.now))
+    signal(turn, [(fence, -error if fence.seqno == seqno else OK) for fence in passed])
+
+
+def signal_point(turn: Turn, timeline: Timeline, seqno: int, error: int) -> None:
+    """Signal one point by itself (dma_fence_signal); the value and the other points stay.  The first signal counts."""
+    fence = timeline.points.get(seqno)
+    if fence is not None and not fence.status:
+        signal(turn, [(fence, -error if error else OK)])
+
+
+def active_points(timeline: Timeline) -> list[Fence]:
+    return sorted((fence for fence in timeline.points.values() if not fence.status), key=lambda fence: fence.seqno)
+
+
+def cancel(turn: Turn, timeline: Timeline, error: int) -> None:
+    """Fail every active fence of the timeline."""
+    signal(turn, [(fence, -error) for fence in active_points(timeline)])
+
+
+def cancel_all(turn: Turn, error: int) -> int:
+    """Fail every active fence there is; returns how many.  Arrays fail of themselves when their members do."""
+    active = [fence for fence in turn.state.fences.values() if not fence.status]
+    signal(turn, [(fence, -error) for fence in active if not isinstance(fence, Array)])
+    signal(turn, [(fence, -error) for fence in active if not fence.status])
+    return len(active)
+
+
+def expire(turn: Turn) -> None:
+    """Fail what has passed its expiry with ETIME."""
+    expiries = turn.state.expiries
+    late = []
+    while expiries and expiries[0][0] <= turn.now:
+        fence = turn.state.fences.get(heapq.heappop(expiries)[1])
+        if fence is not None and not fence.status:
+            late.append((fence, -errno.ETIME))
+    if late:
+        signal(turn, late)
+
+
+def next_expiry(turn: Turn) -> int | None:
+    """When the next active fence expires.  Entries of fences that signalled in time are dropped here, so that they wake nobody."""
+    expiries, fences = turn.state.expiries, turn.state.fences
+    while expiries:
+        fence = fences.get(expiries[0][1])
+        if fence is not None and not fence.status:
+            return expiries[0][0]
+        heapq.heappop(expiries)
+    return None
+
+
+def set_deadline(turn: Turn, fence: Fence, deadline: int) -> None:
+    """Note that somebody wants ``fence``, and each member of an array, by ``deadline``.  The soonest stands; signalled ones are passed over."""
+    work = [fence]
+    seen = {fence.id}
+    for current in work:
+        if current.status:
+            continue
+        if current.deadline is None or deadline < current.deadline:
+            turn.emit(e.DeadlineSet(current.id, deadline))
+        if isinstance(current, Array):
+            for member in current.members:
+                if member.id not in seen:
+                    seen.add(member.id)
+                    work.append(member)

@@ -1,0 +1,351 @@
+"""The fold: one function per event, and the tables they keep.  Nothing else changes state.
+
+The functions trust their event: whatever can be wrong was refused before it was emitted.  Given the same events they build the same
+state, in any process.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any, Final
+
+from fencebrokerd.core import events as e
+from fencebrokerd.core.account import Account, Charge, Slot
+from fencebrokerd.core.fence import Array, Fence, Placeholder, Stub, SyncFile
+from fencebrokerd.core.timeline import Timeline
+
+__all__ = ["Session", "State"]
+
+
+class Session:
+    """One client connection as the core sees it."""
+
+    __slots__ = ("charge", "comm", "created", "gid", "groups", "handles", "id", "minting", "pid", "uid")
+
+    def __init__(self, opened: e.SessionOpened, charge: Charge) -> None:
+        self.id = opened.session
+        self.uid = opened.uid
+        self.gid = opened.gid
+        self.groups = opened.groups
+        self.pid = opened.pid
+        self.comm = opened.comm
+        self.created = opened.at
+        self.charge = charge
+        self.handles: dict[int, SyncFile] = {}
+        self.minting: set[int] = set()
+
+
+class State:
+    """All tables of the broker.  ``next_*`` are the ids that the next event of that kind must use."""
+
+    def __init__(self, remembered_failures: int, own_uid: int = 0) -> None:
+        self.remembered_failures = remembered_failures
+        self.own_uid = own_uid
+        self.accounts: dict[int, Account] = {}
+        self.sessions: dict[int, Session] = {}
+        self.timelines: dict[int, Timeline] = {}
+        self.names: dict[tuple[int, str], Timeline] = {}
+        self.sockets: dict[int, Timeline] = {}
+        self.fences: dict[int, Fence] = {}
+        self.sync_files: dict[int, SyncFile] = {}
+        self.placeholders: dict[tuple[int, str], dict[tuple[int, int], Placeholder]] = {}
+        self.expiries: list[tuple[int, int]] = []
+        self.next_context = 1  # 0 is the stub's
+        self.next_socket = 1
+        self.next_fence = 1
+        self.next_handle = 1
+        self.n_signalled = 0
+
+    def account(self, uid: int) -> Account:
+        """Return the account of ``uid``, made when it is first needed."""
+        account = self.accounts.get(uid)
+        if account is None:
+            account = self.accounts[uid] = Account(uid)
+        return account
+
+    def apply(self, event: e.Event) -> None:
+        """Fold one event in."""
+        FOLD[type(event)](self, event)
+
+    @property
+    def n_descriptors(self) -> int:
+        """Descriptors in use for clients: one a session, one a timeline's socket, one a sync_file."""
+        return len(self.sessions) + len(self.sockets) + len(self.sync_files)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nobody is connected, no timeline exists, nothing active waits."""
+        return not self.sessions and not self.timelines and all(fence.status for fence in self.fences.values())
+
+    def assert_empty(self) -> None:
+        """After every session and timeline is gone and everything is forgotten, every account is zero.  Otherwise a charge leaked."""
+        for account in self.accounts.values():
+            if not account.is_empty:
+                raise AssertionError(
+                    f"the account of uid {account.uid} is not empty: {account.sessions} {account.timelines} {account.sync_files}"
+                )
+        for table in (self.sessions, self.timelines, self.names, self.sockets, self.fences, self.sync_files, self.placeholders):
+            if table:
+                raise AssertionError(f"a table is not empty: {table}")
+
+    # -- helpers of the fold
+
+    def _add_fence(self, fence: Fence, expires: int | None) -> None:
+        self.fences[fence.id] = fence
+        self.next_fence = fence.id + 1
+        if expires is not None:
+            fence.expires = expires
+            heapq.heappush(self.expiries, (expires, fence.id))
+            if len(self.expiries) > 2 * len(self.fences) + 64:  # most entries belong to fences that signalled in time
+                active = (other for other in self.fences.values() if other.expires is not None and not other.status)
+                self.expiries = [(other.expires, other.id) for other in active if other.expires is not None]
+                heapq.heapify(self.expiries)
+        if fence.status:
+            self._retain(fence)
+
+    def _retain(self, fence: Fence) -> None:
+        """Queue a signalled fence without an open handle for being forgotten, newest last."""
+        if not fence.n_open:
+            self.account(fence.uid).retained[fence.id] = None
+
+    def _unretain(self, fence: Fence) -> None:
+        self.account(fence.uid).retained.pop(fence.id, None)
+
+    def _use_context(self, context: int) -> None:
+        self.next_context = max(self.next_context, context + 1)
+
+    # -- sessions and timelines
+
+    def _session_opened(self, event: e.SessionOpened) -> None:
+        self.sessions[event.session] = Session(event, Charge(self.account(event.uid), Slot.SESSIONS))
+
+    def _session_closed(self, event: e.SessionClosed) -> None:
+        session = self.sessions.pop(event.session)
+        assert not session.handles
+        for context in session.minting:
+            self.timelines[context].minters.discard(session.id)
+        session.charge.release()
+
+    def _timeline_created(self, event: e.TimelineCreated) -> None:
+        session = self.sessions[event.session]
+        owner = (session.uid, session.gid, session.pid, session.comm)
+        charge = Charge(self.account(session.uid), Slot.TIMELINES)
+        timeline = Timeline(event.context, event.name, event.driver, event.mode, event.expiry, owner, event.at, charge)
+        self.timelines[event.context] = timeline
+        if event.name is not None:
+            self.names[session.uid, event.name] = timeline
+        self._use_context(event.context)
+        self._add_socket(timeline, event.socket)
+        self._add_minter(timeline, session)
+
+    def _timeline_opened(self, event: e.TimelineOpened) -> None:
+        timeline = self.timelines[event.context]
+        self._add_socket(timeline, event.socket)
+        self._add_minter(timeline, self.sessions[event.session])
+
+    def _timeline_shown(self, event: e.TimelineShown) -> None:
+        self._add_minter(self.timelines[event.context], self.sessions[event.session])
+
+    def _timeline_forgotten(self, event: e.TimelineForgotten) -> None:
+        self.timelines[event.context].minters.discard(event.session)
+        self.sessions[event.session].minting.discard(event.context)
+
+    def _add_socket(self, timeline: Timeline, socket: int) -> None:
+        timeline.sockets.add(socket)
+        self.sockets[socket] = timeline
+        self.next_socket = socket + 1
+
+    def _add_minter(self, timeline: Timeline, session: Session) -> None:
+        timeline.minters.add(session.id)
+        session.minting.add(timeline.context)
+
+    def _socket_closed(self, event: e.SocketClosed) -> None:
+        self.timelines[event.context].sockets.discard(event.socket)
+        del self.sockets[event.socket]
+
+    def _timeline_closed(self, event: e.TimelineClosed) -> None:
+        timeline = self.timelines.pop(event.context)
+        assert not timeline.sockets
+        if timeline.name is not None:
+            del self.names[timeline.uid, timeline.name]
+        for session in timeline.minters:
+            self.sessions[session].minting.discard(event.context)
+        timeline.charge.release()
+
+    def _timeline_advanced(self, event: e.TimelineAdvanced) -> None:
+        timeline = self.timelines[event.context]
+        timeline.value = event.value
+        timeline.advanced_at = event.at
+
+    def _timeline_exported(self, event: e.TimelineExported) -> None:
+        self.timelines[event.context].highest = event.highest
+
+    def _point_failed(self, event: e.PointFailed) -> None:
+        failures = self.timelines[event.context].failures
+        failures[event.seqno] = (event.status, event.at)
+        if len(failures) > self.remembered_failures:
+            del failures[next(iter(failures))]
+
+    # -- fences
+
+    def _fence_created(self, event: e.FenceCreated) -> None:
+        timeline = self.timelines[event.context]
+        fence = Fence(event.fence, event.context, event.seqno, event.uid, event.at, timeline)
+        fence.status = event.status
+        fence.timestamp = event.timestamp
+        timeline.points[event.seqno] = fence
+        if not event.status:
+            timeline.add_pending(event.seqno)
+        self._add_fence(fence, event.expires)
+
+    def _stub_created(self, event: e.StubCreated) -> None:
+        self._add_fence(Stub(event.fence, event.status, event.timestamp, event.uid, event.at, event.detached), None)
+
+    def _array_created(self, event: e.ArrayCreated) -> None:
+        members = tuple(self.fences[member] for member in event.members)
+        array = Array(event.fence, event.context, members, event.any, event.uid, event.at)
+        self._use_context(event.context)
+        for member in members:
+            if not member.status:
+                member.arrays.append(array)
+        self._add_fence(array, event.expires)
+
+    def _placeholder_created(self, event: e.PlaceholderCreated) -> None:
+        fence = Placeholder(event.fence, event.context, event.owner, event.name, event.seqno, event.uid, event.at)
+        self._use_context(event.context)
+        self.placeholders.setdefault((event.owner, event.name), {})[event.seqno, event.uid] = fence
+        self._add_fence(fence, None)
+
+    def _placeholder_bound(self, event: e.PlaceholderBound) -> None:
+        fence = self.fences.pop(event.fence)
+        point = self.fences[event.point]
+        assert isinstance(fence, Placeholder)
+        self._remove_placeholder(fence)
+        if fence.n_open:
+            self._unretain(point)
+        for sync_file in fence.sync_files.values():
+            sync_file.fence = point
+        point.sync_files.update(fence.sync_files)
+        point.n_open += fence.n_open
+        for array in fence.arrays:
+            array.members = tuple(point if member is fence else member for member in array.members)
+            if not point.status:
+                point.arrays.append(array)
+        if fence.deadline is not None and not point.status and (point.deadline is None or fence.deadline < point.deadline):
+            point.deadline = fence.deadline
+
+    def _remove_placeholder(self, fence: Placeholder) -> None:
+        key = fence.owner, fence.name
+        waiting = self.placeholders[key]
+        del waiting[fence.wanted, fence.uid]
+        if not waiting:
+            del self.placeholders[key]
+
+    def _fence_signalled(self, event: e.FenceSignalled) -> None:
+        fence = self.fences[event.fence]
+        fence.status = event.status
+        fence.timestamp = event.at
+        timeline = fence.timeline
+        if timeline is not None:
+            timeline.n_active -= 1
+        elif isinstance(fence, Array):
+            self._unlink_array(fence)
+        elif isinstance(fence, Placeholder):
+            self._remove_placeholder(fence)
+        for array in fence.arrays:
+            array.n_pending -= 1
+            if event.status < 0 and not array.error:
+                array.error = event.status
+        fence.arrays = []
+        self.n_signalled += 1
+        self._retain(fence)
+
+    def _unlink_array(self, array: Array) -> None:
+        for member in array.members:
+            if not member.status and member.arrays:
+                member.arrays = [other for other in member.arrays if other is not array]
+
+    def _deadline_set(self, event: e.DeadlineSet) -> None:
+        self.fences[event.fence].deadline = event.deadline
+
+    def _fence_forgotten(self, event: e.FenceForgotten) -> None:
+        fence = self.fences.pop(event.fence)
+        assert not fence.sync_files
+        assert not fence.arrays
+        self._unretain(fence)
+        timeline = fence.timeline
+        if timeline is not None:
+            if timeline.points.get(fence.seqno) is fence:
+                del timeline.points[fence.seqno]
+            if not fence.status:
+                timeline.n_active -= 1
+        elif isinstance(fence, Array):
+            if not fence.status:
+                self._unlink_array(fence)
+        elif isinstance(fence, Placeholder) and not fence.status:
+            self._remove_placeholder(fence)
+
+    # -- sync_files
+
+    def _sync_file_created(self, event: e.SyncFileCreated) -> None:
+        session = self.sessions[event.session]
+        fence = self.fences[event.fence]
+        charge = Charge(self.account(session.uid), Slot.SYNC_FILES)
+        who = (session.uid, session.pid, session.comm)
+        sync_file = SyncFile(event.handle, fence, event.name, event.session, who, event.at, event.private, charge)
+        self.sync_files[event.handle] = sync_file
+        self.next_handle = event.handle + 1
+        session.handles[event.handle] = sync_file
+        fence.sync_files[event.handle] = sync_file
+        fence.n_open += 1
+        if fence.status:
+            self._unretain(fence)
+
+    def _sync_file_released(self, event: e.SyncFileReleased) -> None:
+        sync_file = self.sync_files[event.handle]
+        assert sync_file.session is not None
+        del self.sessions[sync_file.session].handles[event.handle]
+        sync_file.session = None
+        fence = sync_file.fence
+        fence.n_open -= 1
+        if fence.status:
+            self._retain(fence)
+
+    def _sync_file_dropped(self, event: e.SyncFileDropped) -> None:
+        sync_file = self.sync_files[event.handle]
+        if sync_file.session is not None:
+            self._sync_file_released(e.SyncFileReleased(event.handle))
+        del self.sync_files[event.handle]
+        del sync_file.fence.sync_files[event.handle]
+        sync_file.charge.release()
+
+    def _sync_file_tampered(self, event: e.SyncFileTampered) -> None:
+        self.sync_files[event.handle].tampered = True
+
+
+FOLD: Final[dict[type, Callable[[State, Any], None]]] = {
+    e.SessionOpened: State._session_opened,
+    e.SessionClosed: State._session_closed,
+    e.TimelineCreated: State._timeline_created,
+    e.TimelineOpened: State._timeline_opened,
+    e.TimelineShown: State._timeline_shown,
+    e.TimelineForgotten: State._timeline_forgotten,
+    e.SocketClosed: State._socket_closed,
+    e.TimelineClosed: State._timeline_closed,
+    e.TimelineAdvanced: State._timeline_advanced,
+    e.TimelineExported: State._timeline_exported,
+    e.PointFailed: State._point_failed,
+    e.FenceCreated: State._fence_created,
+    e.StubCreated: State._stub_created,
+    e.ArrayCreated: State._array_created,
+    e.PlaceholderCreated: State._placeholder_created,
+    e.PlaceholderBound: State._placeholder_bound,
+    e.FenceSignalled: State._fence_signalled,
+    e.DeadlineSet: State._deadline_set,
+    e.FenceForgotten: State._fence_forgotten,
+    e.SyncFileCreated: State._sync_file_created,
+    e.SyncFileReleased: State._sync_file_released,
+    e.SyncFileDropped: State._sync_file_dropped,
+    e.SyncFileTampered: State._sync_file_tampered,
+}

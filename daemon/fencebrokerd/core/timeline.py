@@ -1,0 +1,112 @@
+"""A timeline: a u64 that only grows, and the fences of its points."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fencebrokerd.core.account import Charge
+    from fencebrokerd.core.fence import Fence
+
+__all__ = ["Timeline"]
+
+READ = 4
+WRITE = 2
+
+
+class Timeline:
+    """State of one timeline.
+
+    ``points`` has the fence of every point that is active or still on record; ``pending`` is a heap of the seqnos that may be active.
+    A point leaves the heap when an advance passes it, so signalling costs O(log n) a fence and nothing for the others.
+    ``sockets`` are the timeline's descriptors: when the last is closed, the timeline ends.
+    """
+
+    __slots__ = (
+        "advanced_at",
+        "charge",
+        "comm",
+        "context",
+        "created",
+        "driver",
+        "expiry",
+        "failures",
+        "gid",
+        "highest",
+        "minters",
+        "mode",
+        "n_active",
+        "name",
+        "pending",
+        "pid",
+        "points",
+        "sockets",
+        "uid",
+        "value",
+    )
+
+    def __init__(
+        self,
+        context: int,
+        name: str | None,
+        driver: str,
+        mode: int,
+        expiry: int | None,
+        owner: tuple[int, int, int, str],
+        created: int,
+        charge: Charge,
+    ) -> None:
+        self.context = context
+        self.name = name
+        self.driver = driver
+        self.mode = mode
+        self.expiry = expiry
+        self.uid, self.gid, self.pid, self.comm = owner
+        self.created = created
+        self.charge = charge
+        self.value = 0
+        self.advanced_at = created
+        self.highest = 0
+        self.n_active = 0
+        self.points: dict[int, Fence] = {}
+        self.pending: list[int] = []
+        self.failures: dict[int, tuple[int, int]] = {}
+        self.sockets: set[int] = set()
+        self.minters: set[int] = set()
+
+    @property
+    def label(self) -> str:
+        """The name as others read it; an unnamed timeline is called by its creator's command, as sw_sync does."""
+        return self.comm if self.name is None else self.name
+
+    def add_pending(self, seqno: int) -> None:
+        """Note that ``seqno`` is active."""
+        heapq.heappush(self.pending, seqno)
+        self.n_active += 1
+        if len(self.pending) > 2 * self.n_active + 64:  # points that were forgotten leave their seqno behind
+            self.pending = [n for n, fence in self.points.items() if not fence.status]
+            heapq.heapify(self.pending)
+
+    def pop_passed(self, value: int) -> list[Fence]:
+        """Take the active fences at or below ``value`` off the heap, lowest first."""
+        passed: list[Fence] = []
+        pending = self.pending
+        while pending and pending[0] <= value:
+            fence = self.points.get(heapq.heappop(pending))
+            # A point that was signalled by itself, or forgotten, left its seqno behind.
+            if fence is not None and not fence.status and (not passed or passed[-1] is not fence):
+                passed.append(fence)
+        return passed
+
+    def allows(self, uid: int, gid: int, groups: frozenset[int], right: int) -> bool:
+        """Check the mode like a file's: owner, then group, then others; root passes."""
+        if uid == 0:
+            return True
+        if uid == self.uid:
+            bits = self.mode >> 6
+        elif gid == self.gid or self.gid in groups:
+            bits = self.mode >> 3
+        else:
+            bits = self.mode
+        return bool(bits & right)

@@ -1,0 +1,88 @@
+"""One turn: the state, the time, and what the decisions of this turn have emitted so far."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from fencebroker.errors import Refusal
+from fencebrokerd.core import effects as fx
+from fencebrokerd.core.trace import render
+
+if TYPE_CHECKING:
+    from fencebroker.model import Limits
+    from fencebrokerd.core.events import Event
+    from fencebrokerd.core.state import Session, State
+    from fencebrokerd.core.trace import Line
+
+__all__ = ["Turn"]
+
+
+class Turn:
+    """Collects events and effects.  An event changes the state at once, so that what is decided next sees it."""
+
+    __slots__ = ("effects", "events", "limits", "lines", "now", "serial", "session", "state", "tracing")
+
+    def __init__(self, state: State, limits: Limits) -> None:
+        self.state = state
+        self.limits = limits
+        self.now = 0
+        self.session: Session
+        self.serial = 0
+        self.events: list[Event] = []
+        self.effects: list[fx.Effect] = []
+        #: Sessions that asked for events; while there are any, each event is rendered as a line.
+        self.tracing: set[int] = set()
+        self.lines: list[Line] = []
+
+    def emit(self, event: Event) -> None:
+        """Record ``event`` and fold it in."""
+        self.events.append(event)
+        if self.tracing:
+            self.lines.extend(render(self.state, event, self.now))
+        self.state.apply(event)
+
+    def do(self, effect: fx.Effect) -> None:
+        """Ask the shell for something, after what was asked before."""
+        self.effects.append(effect)
+
+    def answer(self, *results: object, handles: tuple[int, ...] | range = (), socket: int | None = None) -> None:
+        """Answer the request in hand."""
+        self.effects.append(fx.Send(self.session.id, [self.serial, 0, *results], handles, socket))
+
+    # -- quotas: checked before anything is emitted
+
+    def check_sync_files(self, n: int) -> None:
+        """Refuse with EMFILE or EDQUOT when ``n`` more sync_files of this session's uid do not fit."""
+        self.check_descriptors(n, "sync_files")
+        limits, state = self.limits, self.state
+        account = state.account(self.session.uid)
+        pool = limits.descriptors - limits.descriptor_reserve - len(state.sessions) - len(state.sockets)
+        share = int(pool * limits.sync_files_share)
+        if account.sync_files + n > share:
+            self._refuse(errno.EDQUOT, "sync_files per user", share, account.sync_files, n)
+
+    def check_descriptors(self, n: int, what: str) -> None:
+        """Refuse with EMFILE when the broker's descriptor limit less the reserve does not fit ``n`` more."""
+        room = self.limits.descriptors - self.limits.descriptor_reserve
+        used = self.state.n_descriptors
+        if used + n > room:
+            self._refuse(errno.EMFILE, f"descriptors of the broker ({what})", room, used, n)
+
+    def check_timelines(self) -> None:
+        """Refuse when another timeline does not fit."""
+        limits, state = self.limits, self.state
+        account = state.account(self.session.uid)
+        if account.timelines >= limits.timelines_per_uid:
+            self._refuse(errno.EDQUOT, "timelines per user", limits.timelines_per_uid, account.timelines, 1)
+        if len(state.timelines) >= limits.timelines:
+            self._refuse(errno.EDQUOT, "timelines in all", limits.timelines, len(state.timelines), 1)
+        self.check_descriptors(2, "timelines")
+
+    def _refuse(self, error: int, quota: str, limit: int, used: int, n: int) -> None:
+        raise Refusal(error, f"{quota}: {used} of {limit} are in use and {n} more do not fit", (quota, limit, used))
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether this session may inspect other users' objects."""
+        return self.session.uid in (0, self.state.own_uid)
