@@ -1,0 +1,6 @@
+"""``python -m fencebrokerd``."""
+
+from fencebrokerd.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The command ``fencebrokerd``: parse, check, listen, run, leave with one exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import resource
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fencebroker import places
+from fencebrokerd import __version__
+from fencebrokerd.config import LEVELS, Config, ConfigError, load
+from fencebrokerd.core.broker import Broker
+from fencebrokerd.shell.listener import Listener
+from fencebrokerd.shell.log import Log
+from fencebrokerd.shell.notify import passed_sockets, say_ready
+from fencebrokerd.shell.server import Server
+
+__all__ = ["main"]
+
+#: A larger table than any fence needs would cost memory for nothing.
+MOST_DESCRIPTORS = 1 << 19
+SYSTEM_CONFIG = Path("/etc/fencebroker/fencebroker.toml")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--listen",
+    metavar="PATH",
+    help="Listen on this Unix socket (SOCK_SEQPACKET). A live broker there is not disturbed; a stale socket is replaced.",
+)
+@click.option("--user", is_flag=True, help="Be the broker of this user: listen in $XDG_RUNTIME_DIR/fencebroker (or its stand-in).")
+@click.option("--socket-mode", metavar="MODE", help="Permission bits of the socket made by --listen.  [default: 0600]")
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Read this TOML file.  [default: /etc/fencebroker/fencebroker.toml if it exists, except with --user]",
+)
+@click.option("--check-config", is_flag=True, help="Check arguments, environment and file, print the configuration, and leave.")
+@click.option("--ready-fd", metavar="N", type=int, help="Write one newline to descriptor N when clients can connect, then close it.")
+@click.option(
+    "--idle-exit", metavar="SECONDS", help="Leave after so long without a client, a timeline or an active fence; 0: never.  [default: 0]"
+)
+@click.option("--log-level", metavar="LEVEL", help=f"Leave out what is less important: {', '.join(LEVELS)}.  [default: notice]")
+@click.version_option(__version__, prog_name="fencebrokerd")
+def cli(listen: str | None, user: bool, config: Path | None, check_config: bool, ready_fd: int | None, **arguments: Any) -> None:
+    """The fence broker: owns timelines and hands out sync_file descriptors to the processes that connect.
+
+    Sockets passed by a service manager (LISTEN_FDS) are used if there are any; otherwise it listens on --listen, or on the user's place
+    (--user), or, as root, on /run/fencebroker/broker.sock.  Every option can also stand in the environment (FENCEBROKERD_IDLE_EXIT=30) or in
+    the file (idle_exit = 30); arguments come before the environment, the environment before the file.
+
+    SIGTERM ends it in order: active fences complete with ECANCELED.
+    """
+    if listen is not None and user:
+        raise click.UsageError("--listen and --user exclude each other")
+    file = config
+    if file is None and not user and SYSTEM_CONFIG.exists():
+        file = SYSTEM_CONFIG
+    try:
+        loaded = load({"listen": listen, **arguments}, os.environ, file)
+        check_ready_fd(ready_fd)
+    except ConfigError as err:
+        raise click.UsageError(str(err)) from err
+    if check_config:
+        show(loaded)
+        return
+    sys.exit(serve(loaded, user, ready_fd))
+
+
+def check_ready_fd(ready_fd: int | None) -> None:
+    """Refuse a descriptor that is not open before anything is started."""
+    if ready_fd is None:
+        return
+    try:
+        fcntl.fcntl(ready_fd, fcntl.F_GETFD)
+        os.set_inheritable(ready_fd, False)
+    except (OSError, OverflowError):
+        raise ConfigError(f"--ready-fd: descriptor {ready_fd} is not open; the parent must pass it on") from None
+
+
+def show(config: Config) -> None:
+    """Print the configuration in force, as the file would have it."""
+    for f in dataclasses.fields(Config):
+        if f.name != "limits":
+            value = getattr(config, f.name)
+            shown = f"0o{value:o}" if f.name == "socket_mode" else str(value).lower() if isinstance(value, bool) else repr(value)
+            click.echo(
+                f"# {f.name} is not set"
+                if value is None
+                else f"{f.name} = {shown if not isinstance(value, (str, Path)) else repr(str(value))}"
+            )
+    click.echo("\n[limits]")
+    for f in dataclasses.fields(config.limits):
+        if not f.name.startswith("packet_"):
+            click.echo(f"{f.name} = {getattr(config.limits, f.name)}")
+
+
+def raise_descriptor_limit(configured: int | None) -> int:
+    """Raise the soft limit to the hard one and grow the table once, for growing it later stalls; returns the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = max(soft, wanted)
+    if configured is not None:
+        limit = min(limit, configured)
+    os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, min(limit, 65_536) - 1))
+    return limit
+
+
+def default_path(user: bool) -> Path:
+    """Where this kind of broker listens."""
+    if user or os.getuid() != 0:
+        return places.user_socket()
+    places.SYSTEM_SOCKET.parent.mkdir(mode=0o755, exist_ok=True)
+    return places.SYSTEM_SOCKET
+
+
+def serve(config: Config, user: bool, ready_fd: int | None) -> int:
+    """Listen and run; returns the exit code."""
+    log = Log(config.log_level)
+    listener = None
+    try:
+        sockets = passed_sockets()
+        if not sockets:
+            listener = Listener(config.listen or default_path(user), config.socket_mode)
+            sockets = [listener.socket]
+    except (ConfigError, OSError) as err:
+        log.write("error", str(err))
+        return 1
+    own = dataclasses.fields(config.limits)
+    default = next(f.default for f in own if f.name == "descriptors")
+    limit = raise_descriptor_limit(None if config.limits.descriptors == default else config.limits.descriptors)
+    # What the interpreter, the log, the listeners and the epolls have is not for clients.
+    limits = dataclasses.replace(config.limits, descriptors=limit - len(os.listdir("/proc/self/fd")) - 8)
+    config = dataclasses.replace(config, limits=limits)
+    server = Server(config, Broker(limits, os.getuid()), sockets, log)
+    where = " ".join(name for sock in sockets if (name := address(sock)))
+    log.write("notice", f"fencebrokerd {__version__} serves {where} (descriptor limit {limit})")
+    n = server.run(lambda: say_ready(ready_fd))
+    if listener is not None:
+        listener.unlink()
+    log.write("notice", f"fencebrokerd stopped: {n} active {'fence' if n == 1 else 'fences'} completed with ECANCELED")
+    return 0
+
+
+def address(sock: socket.socket) -> str:
+    """A listening socket's path, for the log."""
+    name = sock.getsockname()
+    return name if isinstance(name, str) else "@" + name[1:].decode(errors="backslashreplace")
+
+
+def main() -> None:
+    """Run the command."""
+    cli(prog_name="fencebrokerd")

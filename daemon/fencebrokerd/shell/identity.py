@@ -1,0 +1,111 @@
+"""Which of our objects a received descriptor is.
+
+An eventfd is known by its ``eventfd-id``, which is unique while the file is open anywhere: so only ids of eventfds whose copy we still
+hold are compared.  Reading an id costs some microseconds, so it is read when a descriptor first comes back, not when one is made;
+at most ``LAZY`` are unread at any time, which bounds what one request can cost.
+A timeline's descriptor is known by SO_COOKIE: the same for every copy, different for the two ends, never reused.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Final
+
+from fencebroker.fds import read_fdinfo, status_from_count
+from fencebroker.model import ACTIVE
+from fencebrokerd.core import effects as fx
+
+__all__ = ["Identity"]
+
+SO_COOKIE: Final = 57
+LAZY: Final = 256
+
+
+class Identity:
+    """Knows our eventfds by id and our timelines' sockets by cookie.  It owns no descriptor."""
+
+    def __init__(self) -> None:
+        self._unread: dict[int, int] = {}  # handle -> fd, oldest first
+        self._handles: dict[int, int] = {}  # eventfd-id -> handle
+        self._ids: dict[int, int] = {}  # handle -> eventfd-id
+        self._cookies: dict[int, int] = {}  # cookie -> socket id
+        self._cookie_of: dict[int, int] = {}
+
+    def add_eventfd(self, handle: int, fd: int) -> None:
+        """Note that ``handle`` is our copy ``fd``."""
+        unread = self._unread
+        unread[handle] = fd
+        if len(unread) > LAZY:
+            oldest = next(iter(unread))
+            self._read(oldest, unread[oldest])
+
+    def remove_eventfd(self, handle: int) -> None:
+        """Forget it; called before our copy is closed, for the id may be somebody else's right after."""
+        if self._unread.pop(handle, None) is None:
+            self._handles.pop(self._ids.pop(handle), None)
+
+    def add_socket(self, socket_id: int, end: socket.socket) -> None:
+        """Note the cookie of a timeline's client end."""
+        cookie = _cookie(end)
+        self._cookies[cookie] = socket_id
+        self._cookie_of[socket_id] = cookie
+
+    def remove_socket(self, socket_id: int) -> None:
+        """Forget a timeline's socket."""
+        self._cookies.pop(self._cookie_of.pop(socket_id), None)
+
+    def identify(self, fd: int) -> fx.Reference:
+        """Say what the received ``fd`` is.  /proc is asked for the kind first: fdinfo of a foreign file would run its file system's code."""
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            return fx.Foreign("a file that cannot be looked at")
+        if target.startswith("socket:"):
+            return self._identify_socket(fd)
+        if target != "anon_inode:[eventfd]":
+            return fx.Foreign(_describe(target))
+        info = read_fdinfo(fd)
+        if info is None:
+            return fx.Foreign("an eventfd that cannot be looked at")
+        handle = self._find(info.id)
+        if handle is not None:
+            return fx.KnownFence(handle, status_from_count(info.count))
+        status = status_from_count(info.count) if info.semaphore else None
+        if status is None or status == ACTIVE:
+            return fx.Foreign("an eventfd of another broker or of none")
+        return fx.DetachedFence(status)
+
+    def _identify_socket(self, fd: int) -> fx.Reference:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
+        try:
+            socket_id = self._cookies.get(_cookie(sock))
+        finally:
+            sock.detach()
+        return fx.Foreign("a socket that is no timeline of this broker") if socket_id is None else fx.KnownTimeline(socket_id)
+
+    def _find(self, eventfd_id: int) -> int | None:
+        handle = self._handles.get(eventfd_id)
+        if handle is None:
+            for candidate in reversed(list(self._unread)):
+                if self._read(candidate, self._unread[candidate]) == eventfd_id:
+                    return candidate
+        return handle
+
+    def _read(self, handle: int, fd: int) -> int:
+        info = read_fdinfo(fd)
+        assert info is not None, "our own descriptor is an eventfd"
+        del self._unread[handle]
+        self._ids[handle] = info.id
+        self._handles[info.id] = handle
+        return info.id
+
+
+def _cookie(sock: socket.socket) -> int:
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), "little")
+
+
+def _describe(target: str) -> str:
+    if target.startswith("anon_inode:"):
+        return f"an {target}"
+    return "a pipe" if target.startswith("pipe:") else "a file"

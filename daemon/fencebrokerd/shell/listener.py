@@ -1,0 +1,94 @@
+"""The listening socket that the broker makes itself: one broker per path, a live one is not disturbed, a stale one is replaced."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+from pathlib import Path
+
+from fencebroker.fds import OwnedFd
+from fencebrokerd.config import ConfigError
+
+__all__ = ["Listener"]
+
+BACKLOG = 256
+
+
+class Listener:
+    """Owns a bound path, its lock, and the socket.
+
+    The lock (``PATH.lock``, held for life, left behind empty) makes two brokers that start at once one broker.
+    """
+
+    def __init__(self, path: Path, mode: int) -> None:
+        """Bind ``path``; ConfigError when it is in use by a live broker, or is something else than a socket."""
+        self.path = path
+        self._lock = _lock(path)
+        try:
+            _remove_stale(path)
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                # Nobody may connect between bind and chmod: the mode comes from the umask first.
+                old = os.umask(0o177)
+                try:
+                    self.socket.bind(str(path))
+                finally:
+                    os.umask(old)
+                os.chmod(path, mode)
+                self.socket.listen(BACKLOG)
+            except OSError as err:
+                self.socket.close()
+                raise ConfigError(f"{path}: cannot listen here: {err.strerror}") from err
+        except BaseException:
+            self._lock.close()
+            raise
+        found = os.lstat(path)
+        self._identity = found.st_dev, found.st_ino
+
+    def unlink(self) -> None:
+        """Remove the path if it is still ours, and give the lock back."""
+        try:
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == self._identity:
+                os.unlink(self.path)
+        except FileNotFoundError:
+            pass  # somebody removed it; nothing is left to do
+        self._lock.close()
+
+
+def _lock(path: Path) -> OwnedFd:
+    try:
+        lock = OwnedFd(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot listen here: {path}.lock: {err.strerror}") from err
+    try:
+        fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(f"{path}: in use by a live broker; stop it first, or listen elsewhere") from None
+    return lock
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot listen here: {err.strerror}") from err
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError(f"{path}: exists and is not a socket; remove it or listen elsewhere")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            os.unlink(path)  # its broker is gone
+            return
+        except BlockingIOError:
+            pass  # somebody listens and is busy
+        except OSError as err:
+            raise ConfigError(f"{path}: exists and cannot be probed: {err.strerror}") from err
+    raise ConfigError(f"{path}: in use by a live broker; stop it first, or listen elsewhere")

@@ -1,0 +1,63 @@
+"""The log: lines with a level on stderr, with journal priorities when the journal reads them.
+
+A healthy run has two lines, start and stop.  What a client does wrong is said once per uid and cause, and never in its own words:
+names are escaped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Final
+
+__all__ = ["Log", "escape"]
+
+#: Level -> journal priority (syslog.h).
+PRIORITIES: Final = {"error": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
+
+
+def escape(text: str) -> str:
+    """Make a client's words safe for a terminal: printable, one line, bounded."""
+    return text[:200].encode("unicode_escape").decode("ascii")
+
+
+class Log:
+    """Writes lines to stderr."""
+
+    def __init__(self, level: str) -> None:
+        self._least = PRIORITIES[level]
+        self._journal = _stderr_is_journal()
+        self._said: set[tuple[int, str]] = set()
+
+    def write(self, level: str, text: str) -> None:
+        """Write one line."""
+        priority = PRIORITIES[level]
+        if priority > self._least:
+            return
+        if self._journal:
+            line = f"<{priority}>{text}\n"
+        else:
+            line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} fencebrokerd[{os.getpid()}] {level}: {text}\n"
+        try:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+        except OSError:
+            # A full disk or a closed pipe must not stop a broker; there is nowhere left to say so.
+            self._least = -1
+
+    def once(self, uid: int, cause: str, text: str) -> None:
+        """Write a warning about a client, once per uid and cause."""
+        if (uid, cause) not in self._said and len(self._said) < 10_000:
+            self._said.add((uid, cause))
+            self.write("warning", f"{text} (uid {uid}; said once)")
+
+
+def _stderr_is_journal() -> bool:
+    """systemd names the journal's stream in $JOURNAL_STREAM as device:inode."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return False
+    return device == str(found.st_dev) and inode == str(found.st_ino)

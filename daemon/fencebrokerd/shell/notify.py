@@ -1,0 +1,70 @@
+"""Talking to who started us: descriptors passed in (LISTEN_FDS), readiness (sd_notify, a newline on a descriptor)."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from fencebrokerd.config import ConfigError
+
+__all__ = ["notify", "passed_sockets", "say_ready"]
+
+_FIRST = 3  # SD_LISTEN_FDS_START
+
+
+def notify(text: str) -> None:
+    """Send ``text`` (such as READY=1) to $NOTIFY_SOCKET; without one, nothing.  Never blocks."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.sendto(text.encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, address)
+        except OSError:
+            # A service manager that does not listen is no reason to stop serving.
+            return
+
+
+def say_ready(ready_fd: int | None) -> None:
+    """Say that clients can connect: READY=1, and one newline on ``ready_fd``, which is then closed."""
+    notify(f"READY=1\nMAINPID={os.getpid()}")
+    if ready_fd is not None:
+        try:
+            os.write(ready_fd, b"\n")
+        except BrokenPipeError:
+            pass  # whoever wanted to know has gone
+        finally:
+            os.close(ready_fd)
+
+
+def passed_sockets() -> list[socket.socket]:
+    """Take the listening sockets passed by LISTEN_FDS; ConfigError unless each is a listening SOCK_SEQPACKET Unix socket.
+
+    The variables are removed, so that nobody else takes the descriptors for theirs.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if not count or pid != str(os.getpid()):
+        return []
+    if not count.isdigit() or int(count) > 64:
+        raise ConfigError(f"LISTEN_FDS: must be a count of descriptors, not {count!r}")
+    return [check_listener(fd) for fd in range(_FIRST, _FIRST + int(count))]
+
+
+def check_listener(fd: int) -> socket.socket:
+    """Own ``fd`` as a listening socket; ConfigError says what it is instead."""
+    try:
+        os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=fd)
+    except OSError as err:
+        raise ConfigError(f"LISTEN_FDS: descriptor {fd} is not a socket: {err.strerror}") from err
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_SEQPACKET:
+        kind = f"{sock.family.name if hasattr(sock.family, 'name') else sock.family} {sock.type}"
+        sock.detach()
+        raise ConfigError(f"LISTEN_FDS: descriptor {fd} must be a SOCK_SEQPACKET Unix socket, not {kind} (ListenSequentialPacket=)")
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.detach()
+        raise ConfigError(f"LISTEN_FDS: descriptor {fd} must be a listening socket, not a connection (Accept=no)")
+    return sock

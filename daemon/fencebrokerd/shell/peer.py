@@ -1,0 +1,147 @@
+"""One client connection: packets in, a bounded queue out.
+
+A session with unsent output is not read, so what it can make us keep is bounded by one answer and by the events it asked for.
+Descriptors that an unread answer carries count against the broker's own limit until the client takes them: SIOCOUTQ says when it has.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+import termios
+from collections import deque
+from typing import Final
+
+from fencebroker.fds import OwnedFd, close_all, send_packet
+from fencebroker.protocol import Conversation
+
+__all__ = ["Credentials", "Peer", "TooSlow"]
+
+SO_PEERGROUPS: Final = 59
+_UCRED: Final = struct.Struct("3i")
+
+
+class TooSlow(Exception):
+    """A client asks for more than it takes; it is disconnected."""
+
+
+class Credentials:
+    """Who is at the other end, as the kernel knew it when it connected."""
+
+    __slots__ = ("comm", "gid", "groups", "pid", "uid")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.pid, self.uid, self.gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        self.groups = frozenset(_peer_groups(sock))
+        self.comm = _comm(self.pid)
+
+
+def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * 256)
+    except OSError:  # more than 256 groups: none of them counts, rather than some
+        return ()
+    return struct.unpack(f"{len(raw) // 4}I", raw)
+
+
+def _comm(pid: int) -> str:
+    """The command name, for people; pid 0 is a process of another pid namespace."""
+    if pid <= 0:
+        return "?"
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as stream:
+            return stream.read(64).rstrip(b"\n").decode(errors="backslashreplace")
+    except OSError:
+        return "?"
+
+
+class Peer:
+    """Owns one connected socket."""
+
+    __slots__ = (
+        "connected_at",
+        "conversation",
+        "credentials",
+        "limit_bytes",
+        "limit_descriptors",
+        "lost",
+        "queue",
+        "queued_bytes",
+        "session",
+        "sock",
+        "stalled_at",
+        "unread",
+    )
+
+    def __init__(self, session: int, sock: socket.socket, now: int, limit_bytes: int, limit_descriptors: int) -> None:
+        self.session = session
+        self.sock = sock
+        self.connected_at = now
+        self.conversation = Conversation()
+        self.credentials = Credentials(sock)
+        self.limit_bytes = limit_bytes
+        self.limit_descriptors = limit_descriptors
+        self.queue: deque[tuple[bytes, list[OwnedFd]]] = deque()
+        self.queued_bytes = 0
+        self.unread = 0
+        self.stalled_at = 0
+        self.lost = 0
+
+    def send(self, packet: bytes, fds: list[int], now: int) -> bool:
+        """Send, or queue while the client is slow.  True when the queue just became used; TooSlow when a limit is passed.
+
+        ``fds`` are borrowed; a queued packet keeps copies.  Other errors are the kernel's.
+        """
+        if fds:
+            self._count_unread(len(fds))
+        if not self.queue:
+            try:
+                send_packet(self.sock, packet, fds, socket.MSG_DONTWAIT)
+                return False
+            except BlockingIOError:
+                self.stalled_at = now
+        if self.queued_bytes + len(packet) > self.limit_bytes:
+            raise TooSlow(f"it left {self.queued_bytes} bytes unread")
+        copies: list[OwnedFd] = []
+        try:
+            for fd in fds:
+                copies.append(OwnedFd(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)))  # noqa: PERF401 - each is owned before the next can fail
+        except OSError:
+            close_all(copies)
+            raise
+        self.queue.append((packet, copies))
+        self.queued_bytes += len(packet)
+        return len(self.queue) == 1
+
+    def _count_unread(self, n: int) -> None:
+        if self.unread + n > self.limit_descriptors and self.unread:
+            if self.bytes_unread():
+                raise TooSlow(f"it left answers with {self.unread} descriptors unread")
+            self.unread = 0
+        self.unread += n
+
+    def bytes_unread(self) -> int:
+        """What the client has not taken from its socket yet."""
+        return int.from_bytes(fcntl.ioctl(self.sock, termios.TIOCOUTQ, b"\0\0\0\0"), "little")
+
+    def flush(self, now: int) -> bool:
+        """Send what is queued; True when nothing is left."""
+        while self.queue:
+            packet, fds = self.queue[0]
+            try:
+                send_packet(self.sock, packet, [fd.fileno() for fd in fds], socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            self.queue.popleft()
+            close_all(fds)
+            self.queued_bytes -= len(packet)
+            self.stalled_at = now
+        self.stalled_at = 0
+        return True
+
+    def close_queue(self) -> None:
+        """Close the copies that queued packets hold."""
+        for _, fds in self.queue:
+            close_all(fds)
+        self.queue.clear()

@@ -1,0 +1,507 @@
+"""The loop: epoll, sessions, timelines' sockets, and the carrying out of effects.  One thread; nothing blocks; nothing polls.
+
+Facts
+  epoll does not report in the order in which descriptors became ready.  A client that acted on a timeline's socket (or just closed it) and
+  then asks on its session must be answered as if the action came first, for it did.
+Rule
+  Timelines' sockets live in an epoll of their own.  After a session's packet is received and before it is handled, that epoll is emptied.
+  It also keeps a busy crowd's requests from delaying other people's signals.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from fencebroker import wire
+from fencebroker.errors import Refusal
+from fencebroker.fds import OwnedFd, Truncated, recv_packet
+from fencebroker.protocol import Move, Violation
+from fencebrokerd import __version__
+from fencebrokerd.config import Config
+from fencebrokerd.core import effects as fx
+from fencebrokerd.core.broker import Broker
+from fencebrokerd.shell.eventfds import Eventfds
+from fencebrokerd.shell.identity import Identity
+from fencebrokerd.shell.log import Log, escape
+from fencebrokerd.shell.notify import notify
+from fencebrokerd.shell.peer import Peer, TooSlow
+from fencebrokerd.shell.reaper import Reaper
+
+__all__ = ["Server"]
+
+#: Packets taken from one timeline's socket in one sweep: as many as a default socket can queue, so what was sent before is seen.
+SWEEP: Final = 300
+#: Connections accepted in one turn; the rest waits for the next.
+ACCEPTS: Final = 16
+#: uid 65534 stands for every user that is not mapped into our user namespace (/proc/sys/kernel/overflowuid).
+OVERFLOW_UID: Final = 65534
+_GONE: Final = select.EPOLLHUP | select.EPOLLERR
+_LINES: Final = 24  # rendered events in one packet
+Effects = list[fx.Effect]
+
+
+class Server:
+    """Owns every descriptor of the broker and runs until it is told to stop."""
+
+    def __init__(self, config: Config, core: Broker, listeners: list[socket.socket], log: Log) -> None:
+        self._config = config
+        self._core = core
+        self._listeners = listeners
+        self._log = log
+        self._started = time.monotonic_ns()
+        self._epoll = select.epoll()
+        self._timeline_epoll = select.epoll()
+        self._identity = Identity()
+        self._eventfds = Eventfds(self._identity)
+        self._reaper = Reaper()
+        self._peers: dict[int, Peer] = {}  # by session
+        self._by_fd: dict[int, Peer] = {}
+        self._silent: dict[int, Peer] = {}  # before their hello
+        self._queued: dict[int, Peer] = {}  # with unsent output
+        self._sockets: dict[int, socket.socket] = {}  # our ends of timelines
+        self._socket_of: dict[int, int] = {}  # fd -> socket id
+        self._ends: dict[int, socket.socket] = {}  # clients' ends, until they are sent
+        self._next_session = 1
+        self._stopping = False
+        self._idle_since: int | None = None
+        self._deaf = False  # the listeners are not watched
+        self._spare: OwnedFd | None = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC))
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._act: dict[type, Callable[[Any], bool]] = {
+            fx.CreateEventfds: self._create_eventfds,
+            fx.CreateSocket: self._create_socket,
+            fx.Signal: self._signal,
+            fx.CloseHandles: self._close_handles,
+            fx.CloseSocket: self._close_socket,
+            fx.Send: self._send,
+            fx.Disconnect: self._disconnect_effect,
+        }
+
+    # -- life
+
+    def run(self, ready: Callable[[], None]) -> int:
+        """Serve until SIGTERM or SIGINT, or until idle for long enough.  Calls ``ready`` when clients can connect.
+
+        Returns how many active fences were completed with -ECANCELED.
+        """
+        self._watch_signals()
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._epoll.register(listener.fileno(), select.EPOLLIN)
+        self._epoll.register(self._wake_r.fileno(), select.EPOLLIN)
+        self._epoll.register(self._timeline_epoll.fileno(), select.EPOLLIN)
+        listening = {listener.fileno(): listener for listener in self._listeners}
+        timelines, wake = self._timeline_epoll.fileno(), self._wake_r.fileno()
+        ready()
+        while not self._stopping:
+            for fd, events in self._epoll.poll(self._timeout()):
+                if fd == timelines:
+                    self._sweep()
+                elif (peer := self._by_fd.get(fd)) is not None:
+                    self._turn(peer, events)
+                elif fd in listening:
+                    self._accept(listening[fd])
+                elif fd == wake:
+                    self._wake_r.recv(4096)
+            self._pass_time()
+        return self._stop()
+
+    def _watch_signals(self) -> None:
+        def stop(number: int, frame: object) -> None:
+            self._stopping = True
+
+        self._wake_r.setblocking(False)
+        self._wake_w.setblocking(False)
+        signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    def _stop(self) -> int:
+        notify("STOPPING=1")
+        now = time.monotonic_ns()
+        self._sweep()
+        effects, n = self._core.stop(now)
+        self._carry_out(effects)
+        self._carry_out(self._core.end(time.monotonic_ns()))
+        signal.set_wakeup_fd(-1)
+        for peer in list(self._peers.values()):
+            self._drop_peer(peer)
+        for end in self._ends.values():
+            end.close()
+        for sock in (*self._listeners, self._wake_r, self._wake_w):
+            sock.close()
+        self._eventfds.close_all()
+        if self._spare is not None:
+            self._spare.close()
+        self._timeline_epoll.close()
+        self._epoll.close()
+        self._reaper.stop(1.0)
+        return n
+
+    # -- time
+
+    def _timeout(self) -> float | None:
+        """Seconds until something is due; None: nothing ever, unless somebody speaks."""
+        due = [self._core.wake_at]
+        config, limits = self._config, self._config.limits
+        if self._silent:
+            due.append(next(iter(self._silent.values())).connected_at + int(limits.hello_seconds * 1e9))
+        if self._queued:
+            due.append(min(peer.stalled_at for peer in self._queued.values()) + int(limits.stalled_seconds * 1e9))
+        if config.idle_exit and not self._peers:
+            if self._idle_since is None and self._core.state.is_idle:
+                self._idle_since = time.monotonic_ns()
+            if self._idle_since is not None:
+                due.append(self._idle_since + int(config.idle_exit * 1e9))
+        moments = [moment for moment in due if moment is not None]
+        return max(0.0, (min(moments) - time.monotonic_ns()) / 1e9) if moments else None
+
+    def _pass_time(self) -> None:
+        now = time.monotonic_ns()
+        wake_at = self._core.wake_at
+        if wake_at is not None and wake_at <= now:
+            self._sweep()  # what was signalled in time counts
+            self._carry_out(self._core.expire(now))
+        limits = self._config.limits
+        if self._silent:
+            for peer in [p for p in self._silent.values() if p.connected_at + limits.hello_seconds * 1e9 <= now]:
+                self._end_peer(peer, f"it sent no hello within {limits.hello_seconds:g} s")
+        if self._queued:
+            for peer in [p for p in self._queued.values() if p.stalled_at + limits.stalled_seconds * 1e9 <= now]:
+                self._end_peer(peer, f"it took nothing for {limits.stalled_seconds:g} s")
+        if self._idle_since is not None:
+            if self._peers:
+                self._idle_since = None
+            elif self._idle_since + self._config.idle_exit * 1e9 <= now:
+                self._stopping = True
+
+    # -- connections
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                sock, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as err:
+                self._shed(listener, err)
+                return
+            self._add_peer(sock)
+
+    def _shed(self, listener: socket.socket, err: OSError) -> None:
+        """No descriptor for a client: use the spare one to turn it away.  A connection left waiting would wake us for ever."""
+        self._log.once(-1, f"accept {err.errno}", f"a connection could not be accepted: {err.strerror}")
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+        try:
+            listener.accept()[0].close()
+            self._spare = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC))
+        except OSError:
+            # Not even that (the machine's table is full): listen again when a client leaves.
+            for other in self._listeners:
+                self._epoll.modify(other.fileno(), 0)
+            self._deaf = True
+
+    def _add_peer(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        limits = self._config.limits
+        if len(self._peers) >= limits.sessions:
+            self._log.once(-1, "sessions", f"more than {limits.sessions} sessions")
+            sock.close()
+            return
+        peer = Peer(self._next_session, sock, time.monotonic_ns(), limits.queued_bytes, limits.unread_descriptors)
+        self._next_session += 1
+        self._peers[peer.session] = self._silent[peer.session] = peer
+        self._by_fd[sock.fileno()] = peer
+        self._idle_since = None
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _end_peer(self, peer: Peer, reason: str) -> None:
+        """Disconnect a client that broke a rule, with one line per uid and cause."""
+        who = peer.credentials
+        self._log.once(who.uid, reason[:40], f"disconnected pid {who.pid} ({escape(who.comm)}): {reason}")
+        self._forget_peer(peer)
+
+    def _forget_peer(self, peer: Peer) -> None:
+        if peer.session in self._peers:
+            self._drop_peer(peer)
+            self._carry_out(self._core.disconnect(peer.session, time.monotonic_ns()))
+
+    def _drop_peer(self, peer: Peer) -> None:
+        fd = peer.sock.fileno()
+        self._epoll.unregister(fd)
+        del self._by_fd[fd], self._peers[peer.session]
+        self._silent.pop(peer.session, None)
+        self._queued.pop(peer.session, None)
+        peer.close_queue()
+        # Its queue may hold files of the client's, whose closing can block.
+        self._reaper.close_fd(peer.sock.detach())
+        if self._deaf:
+            self._deaf = False
+            for listener in self._listeners:
+                self._epoll.modify(listener.fileno(), select.EPOLLIN)
+
+    # -- sessions
+
+    def _turn(self, peer: Peer, events: int) -> None:
+        if events & select.EPOLLOUT and self._flush(peer):
+            return
+        if not events & (select.EPOLLIN | _GONE):
+            return
+        try:
+            packet, fds = recv_packet(peer.sock, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            return  # it died with an answer unread; what it sent before is still to come, then end-of-file
+        except Truncated as err:
+            self._reap(err.fds)
+            self._end_peer(peer, str(err))
+            return
+        if not packet:
+            self._reap(fds)
+            if events & select.EPOLLHUP:
+                self._forget_peer(peer)
+            else:
+                self._end_peer(peer, "it sent an empty packet")
+            return
+        self._sweep()
+        if peer.session in self._peers:
+            self._receive(peer, packet, fds)
+        else:
+            self._reap(fds)
+
+    def _receive(self, peer: Peer, packet: bytes, fds: list[OwnedFd]) -> None:
+        try:
+            message, spec = wire.decode_request(packet, len(fds))
+            peer.conversation.move(Move.HELLO if message[1] == wire.HELLO else Move.REQUEST)
+        except (wire.Malformed, Violation) as err:
+            self._reap(fds)
+            self._end_peer(peer, escape(str(err)))
+            return
+        if message[1] == wire.HELLO:
+            self._greet(peer, message)
+            return
+        references = self._identify(fds) if fds else ()
+        if spec is None:
+            self._reap(fds)
+        now = time.monotonic_ns()
+        if message[1] == wire.STATUS:
+            self._add_own_status(self._core.handle(peer.session, message, references, now))
+        else:
+            self._carry_out(self._core.handle(peer.session, message, references, now))
+
+    def _identify(self, fds: list[OwnedFd]) -> list[fx.Reference]:
+        """Say what was received, and close it: our own files here, foreign ones elsewhere."""
+        references = []
+        for fd in fds:
+            reference = self._identity.identify(fd.fileno())
+            references.append(reference)
+            if isinstance(reference, fx.Foreign):
+                self._reaper.close_fd(fd.detach())
+            else:
+                fd.close()
+        return references
+
+    def _reap(self, fds: Any) -> None:
+        for fd in fds:
+            self._reaper.close_fd(fd.detach())
+
+    def _greet(self, peer: Peer, message: list[Any]) -> None:
+        serial, _, version, _client = message
+        who = peer.credentials
+        refusal: Refusal | None = None
+        if version != wire.VERSION:
+            text = f"this broker (fencebroker {__version__}) speaks version {wire.VERSION} of the protocol, the client version {version}; "
+            refusal = Refusal(93, text + "restart the older of the two (a per-user broker: fencectl restart --user)")  # EPROTONOSUPPORT
+        elif who.uid == OVERFLOW_UID and not self._config.allow_overflow_uid:
+            text = "the broker sees uid 65534, which stands for every user that is not mapped into its user namespace; "
+            refusal = Refusal(1, text + "run the client without a user namespace of its own, or set allow_overflow_uid")  # EPERM
+        else:
+            try:
+                self._core.connect(peer.session, who.uid, who.gid, who.groups, who.pid, who.comm, time.monotonic_ns())
+            except Refusal as err:
+                refusal = err
+        del self._silent[peer.session]
+        if refusal is not None:
+            peer.conversation.move(Move.REFUSE)
+            self._send(fx.Send(peer.session, [serial, refusal.error, refusal.text, list(refusal.detail)]))
+            if peer.session in self._peers:
+                self._forget_peer(peer)
+            return
+        peer.conversation.move(Move.ACCEPT)
+        self._send(fx.Send(peer.session, [serial, 0, wire.VERSION, __version__, os.getpid(), peer.session]))
+
+    def _add_own_status(self, effects: Effects) -> None:
+        """The core knows counts; the process adds what only it knows."""
+        for effect in effects:
+            if isinstance(effect, fx.Send) and effect.message[1] == 0:
+                uptime = time.monotonic_ns() - self._started
+                effect.message[2] += [["pid", os.getpid()], ["version", __version__], ["uptime_ns", uptime], ["uid", os.getuid()]]
+        self._carry_out(effects)
+
+    def _flush(self, peer: Peer) -> bool:
+        """Send what is queued; True if the peer is to be left alone for now."""
+        try:
+            done = peer.flush(time.monotonic_ns())
+        except OSError:
+            self._forget_peer(peer)
+            return True
+        if done:
+            self._queued.pop(peer.session, None)
+            self._epoll.modify(peer.sock.fileno(), select.EPOLLIN)
+        return not done
+
+    # -- timelines
+
+    def _sweep(self) -> None:
+        """Take everything that waits on timelines' sockets, in turns, a packet each."""
+        for _ in range(SWEEP):
+            ready = self._timeline_epoll.poll(0)
+            if not ready:
+                return
+            for fd, events in ready:
+                socket_id = self._socket_of.get(fd)
+                if socket_id is not None:
+                    self._take(socket_id, events)
+
+    def _take(self, socket_id: int, events: int) -> None:
+        now = time.monotonic_ns()
+        try:
+            packet, fds = recv_packet(self._sockets[socket_id], socket.MSG_DONTWAIT)
+            if fds:
+                self._reap(fds)
+                raise wire.Malformed("descriptors came on a timeline's socket")
+            if packet:
+                message = wire.decode_timeline(packet)
+                effects = self._core.handle_timeline(socket_id, message, now)
+            elif events & select.EPOLLHUP:
+                effects = self._core.end_socket(socket_id, now)
+            else:
+                raise wire.Malformed("an empty packet")
+        except (BlockingIOError, ConnectionResetError):
+            return
+        except (wire.Malformed, Truncated) as err:
+            if isinstance(err, Truncated):
+                self._reap(err.fds)
+            timeline = self._core.state.sockets[socket_id]
+            self._log.once(timeline.uid, "timeline", f"timeline {escape(timeline.label)} fails with EPROTO: {escape(str(err))}")
+            effects = self._core.break_timeline(socket_id, now)
+        self._carry_out(effects)
+
+    # -- effects
+
+    def _carry_out(self, effects: Effects) -> None:
+        act = self._act
+        for effect in effects:
+            if not act[type(effect)](effect):
+                break
+        if self._core.is_traced:
+            self._publish()
+
+    def _create_eventfds(self, effect: fx.CreateEventfds) -> bool:
+        try:
+            self._eventfds.create(effect.first, effect.n)
+        except OSError as err:
+            self._carry_out(self._core.eventfds_failed(effect, err.errno or 0, time.monotonic_ns()))
+            return False
+        return True
+
+    def _create_socket(self, effect: fx.CreateSocket) -> bool:
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as err:
+            self._carry_out(self._core.socket_failed(effect, err.errno or 0, time.monotonic_ns()))
+            return False
+        self._identity.add_socket(effect.socket, theirs)
+        self._sockets[effect.socket] = ours
+        self._socket_of[ours.fileno()] = effect.socket
+        self._ends[effect.socket] = theirs
+        self._timeline_epoll.register(ours.fileno(), select.EPOLLIN)
+        return True
+
+    def _signal(self, effect: fx.Signal) -> bool:
+        tampered, poisoned = self._eventfds.signal(effect.handles, effect.status, self._core.uid_of)
+        for handle in tampered:
+            self._carry_out(self._core.tampered(handle, time.monotonic_ns()))
+        if poisoned:
+            uid = self._core.uid_of(poisoned[0])
+            self._log.once(uid, "poison", "a sync_file of this user was made to block the broker; its sessions are ended")
+            self._carry_out(self._core.poison(poisoned, time.monotonic_ns()))
+        return True
+
+    def _close_handles(self, effect: fx.CloseHandles) -> bool:
+        self._eventfds.close(effect.handles)
+        return True
+
+    def _close_socket(self, effect: fx.CloseSocket) -> bool:
+        sock = self._sockets.pop(effect.socket, None)
+        if sock is not None:
+            self._timeline_epoll.unregister(sock.fileno())
+            del self._socket_of[sock.fileno()]
+            self._identity.remove_socket(effect.socket)
+            end = self._ends.pop(effect.socket, None)
+            if end is not None:
+                end.close()
+            # Packets with files of a client's may be unread in it.
+            self._reaper.close_fd(sock.detach())
+        return True
+
+    def _send(self, send: fx.Send) -> bool:
+        peer = self._peers.get(send.session)
+        end = None if send.socket is None else self._ends.pop(send.socket)
+        try:
+            if peer is None:
+                return True
+            fds = [end.fileno()] if end is not None else self._eventfds.numbers(send.handles) if send.handles else []
+            if peer.send(wire.encode(send.message), fds, time.monotonic_ns()):
+                self._queued[peer.session] = peer
+                self._epoll.modify(peer.sock.fileno(), select.EPOLLOUT)
+        except TooSlow as slow:
+            assert peer is not None
+            self._end_peer(peer, str(slow))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the peer is gone; its end-of-file follows and ends the session
+        except OSError as err:
+            if send.handles or end is not None:
+                self._carry_out(self._core.send_failed(send, err.errno or 0, time.monotonic_ns()))
+            else:
+                assert peer is not None
+                self._end_peer(peer, f"it could not be answered: {err.strerror}")
+        finally:
+            if end is not None:
+                end.close()
+        return True
+
+    def _disconnect_effect(self, effect: fx.Disconnect) -> bool:
+        peer = self._peers.get(effect.session)
+        if peer is not None:
+            self._end_peer(peer, effect.reason)
+        return True
+
+    def _publish(self) -> None:
+        """Push rendered events to who asked for them; what does not fit is counted, never silent."""
+        sessions, lines = self._core.take_lines()
+        if not lines:
+            return
+        for session in list(sessions):
+            peer = self._peers.get(session)
+            known = self._core.state.sessions.get(session)
+            if peer is None or known is None:
+                continue
+            sees_all = known.uid in (0, self._core.state.own_uid)
+            wanted = [list(line) for line in lines if sees_all or line.uid == known.uid]
+            while wanted:
+                chunk, wanted = wanted[:_LINES], wanted[_LINES:]
+                if peer.queue:
+                    peer.lost += len(chunk)
+                else:
+                    self._send(fx.Send(session, [0, peer.lost, chunk]))
+                    peer.lost = 0
