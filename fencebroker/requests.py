@@ -1,0 +1,174 @@
+"""What can be asked of a broker: each request, and what its answer becomes.  No I/O here; the blocking and the asyncio client both use it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from fencebroker import sync_file as sf
+from fencebroker import wire
+from fencebroker.connection import Connection, Request
+from fencebroker.fds import HasFileno, OwnedFd, borrow
+from fencebroker.model import ProcessInfo, SyncFenceInfo, SyncFileInfo
+
+if TYPE_CHECKING:
+    from fencebroker.sync_file import SyncFile
+
+Source = "int | HasFileno"
+
+
+def ref(connection: Any, source: int | HasFileno, argument: str = "fd") -> tuple[int | None, list[int]]:
+    """How to name a sync_file to this connection: by its handle where it has one there, else by showing the descriptor.
+
+    OSError EBADF if it is not open.
+    """
+    if isinstance(source, sf.SyncFile):
+        number = source._number()
+        handle = source._handle_for(connection)
+        if handle is not None:
+            return handle, []
+        return None, [number]
+    number = borrow(source, argument)
+    try:
+        fcntl.fcntl(number, fcntl.F_GETFD)
+    except OSError:
+        raise OSError(errno.EBADF, f"{argument} is not an open descriptor: {number}") from None
+    return None, [number]
+
+
+def create_timeline(name: str | None, driver: str, mode: int, expiry_ns: int | None) -> Request[tuple[int, OwnedFd]]:
+    """-> context, the timeline's descriptor."""
+    return Request(wire.CREATE_TIMELINE, (name, driver, mode, expiry_ns), lambda _, results, fds: (results[0], fds[0]))
+
+
+def open_timeline(name: str) -> Request[tuple[int, int, OwnedFd]]:
+    """-> context, value, another descriptor of the timeline."""
+    return Request(wire.OPEN_TIMELINE, (name,), lambda _, results, fds: (results[0], results[1], fds[0]))
+
+
+def show_timeline(fd: int) -> Request[tuple[int, int, str | None]]:
+    """-> context, value, name; the session may mint on it from now on."""
+    return Request(wire.SHOW_TIMELINE, (), lambda _, results, __: (results[0], results[1], results[2]), [fd])
+
+
+def export(context: int, seqnos: list[int] | None, name: str, private: bool, label: str) -> Request[list[SyncFile]]:
+    """-> a SyncFile for each seqno."""
+
+    def finish(connection: Connection, results: list[Any], fds: list[OwnedFd]) -> list[SyncFile]:
+        handle = results[0]
+        numbers = [results[1]] if seqnos is None else seqnos
+        return [
+            sf.SyncFile(fd, name=name, point=f"{label}@{seqno}", connection=connection, handle=handle + i)
+            for i, (fd, seqno) in enumerate(zip(fds, numbers, strict=True))
+        ]
+
+    return Request(wire.EXPORT, (context, seqnos, name, private), finish)
+
+
+def _one(name: str, point: str | None = None) -> Any:
+    def finish(connection: Connection, results: list[Any], fds: list[OwnedFd]) -> SyncFile:
+        return sf.SyncFile(fds[0], name=name, point=point, connection=connection, handle=results[0])
+
+    return finish
+
+
+def sync_file(point: str, wire_point: str, expiry_ns: int | None) -> Request[SyncFile]:
+    """-> a SyncFile for a point by name."""
+    return Request(wire.SYNC_FILE, (wire_point, expiry_ns), _one("", point))
+
+
+def import_sync_file(connection: Any, source: int | HasFileno, name: str = "") -> Request[SyncFile]:
+    """-> a private SyncFile for the fence that ``source`` carries."""
+    handle, fds = ref(connection, source)
+    return Request(wire.IMPORT, (name, handle), _one(name), fds)
+
+
+def merge(connection: Any, sources: Iterable[int | HasFileno], name: str, any: bool) -> Request[SyncFile]:
+    """-> one SyncFile of several."""
+    refs: list[int | None] = []
+    fds: list[int] = []
+    for index, source in enumerate(sources):
+        handle, shown = ref(connection, source, f"fences[{index}]")
+        refs.append(handle)
+        fds += shown
+    if not refs:
+        raise ValueError("fences must not be empty: there is nothing to wait for")
+    if len(refs) > 1024:
+        raise ValueError(f"fences must be at most 1024, not {len(refs)}; merge in steps")
+    if len(fds) > wire.PACKET_DESCRIPTORS:
+        raise ValueError(
+            f"fences may have at most {wire.PACKET_DESCRIPTORS} that this connection did not make, not {len(fds)}; import them first"
+        )
+    return Request(wire.MERGE, (refs, name, any), _one(name), fds)
+
+
+def info_page(connection: Any, source: int | HasFileno, cursor: int) -> Request[tuple[list[Any], int | None, list[list[Any]]]]:
+    """-> the sync_file's row, where the next page starts, rows of fences."""
+    handle, fds = ref(connection, source)
+    return Request(wire.INFO, (handle, cursor), lambda _, results, __: (results[0], results[1], results[2]), fds)
+
+
+def set_deadline(connection: Any, source: int | HasFileno, deadline_ns: int) -> Request[None]:
+    """-> nothing."""
+    handle, fds = ref(connection, source)
+    return Request(wire.SET_DEADLINE, (handle, deadline_ns), lambda *_: None, fds)
+
+
+def listing(kind: str, cursor: int) -> Request[tuple[int | None, list[list[Any]]]]:
+    """-> where the next page starts, rows."""
+    return Request(wire.LIST, (kind, cursor), lambda _, results, __: (results[0], results[1]))
+
+
+def lookup(name: str) -> Request[tuple[str, list[Any]]]:
+    """-> kind, row."""
+    return Request(wire.LOOKUP, (name,), lambda _, results, __: (results[0], results[1]))
+
+
+def status() -> Request[dict[str, Any]]:
+    """-> counts and limits by name."""
+    return Request(wire.STATUS, (), lambda _, results, __: dict(results[0]))
+
+
+def subscribe() -> Request[None]:
+    """-> nothing; events follow."""
+    return Request(wire.SUBSCRIBE, (), lambda *_: None)
+
+
+def call_info(connection: Connection, source: int | HasFileno) -> SyncFileInfo:
+    """Ask for every page."""
+    row, following, rows = connection.call(info_page(connection, source, 0))
+    while following is not None:
+        row, following, more = connection.call(info_page(connection, source, following))
+        rows += more
+    return sync_file_info(row, rows)
+
+
+def sync_file_info(row: list[Any], rows: list[list[Any]]) -> SyncFileInfo:
+    """Build the value a user sees from the rows of the wire."""
+    name, status, n_fences, handle, context, seqno, creator, created, timestamp, deadline, expires, tampered, detached = row
+    return SyncFileInfo(
+        name,
+        status,
+        0,
+        n_fences,
+        tuple(fence_info(fence) for fence in rows),
+        handle,
+        context,
+        seqno,
+        None if creator is None else ProcessInfo(*creator),
+        created,
+        timestamp,
+        deadline,
+        expires,
+        tampered,
+        detached,
+    )
+
+
+def fence_info(row: list[Any]) -> SyncFenceInfo:
+    """Build one fence from its row."""
+    label, driver, status, timestamp, context, seqno, owner, created, deadline, expires = row
+    who = None if owner is None else ProcessInfo(*owner)
+    return SyncFenceInfo(label, driver, status, 0, timestamp, context, seqno, who, created, deadline, expires)

@@ -1,0 +1,309 @@
+"""A timeline as its owner holds it: mint points, signal them.
+
+The timeline's descriptor is one end of a SOCK_SEQPACKET pair whose other end the broker keeps.  What is sent on it is one-way; when its
+last copy is closed, by ``close()`` or by death, the broker fails every active fence with -ENOENT.  So that a worker does not keep a dead
+producer's timeline alive by accident, the object is closed in a forked child; ``share()`` and pickling hand it out on purpose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import select
+import socket
+import threading
+import warnings
+import weakref
+from multiprocessing import reduction
+from typing import TYPE_CHECKING, Any, Self
+
+from fencebroker import requests, wire
+from fencebroker.errors import BrokerUnavailable
+from fencebroker.fds import OwnedFd, send_packet
+from fencebroker.model import U64_MAX, check_error, check_seqno, check_sync_file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fencebroker.connection import Connection
+    from fencebroker.sync_file import SyncFile
+
+__all__ = ["Signaller", "Timeline"]
+
+_open: weakref.WeakSet[Signaller] = weakref.WeakSet()
+
+
+class Signaller:
+    """Owns a timeline's descriptor and sends on it.  Thread-safe.
+
+    Every packet carries a random holder id and a counter, for several processes may send on one socket.
+    """
+
+    def __init__(self, fd: OwnedFd, value: int = 0) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd.detach())
+        self._lock = threading.RLock()
+        self._holder = secrets.randbits(64)
+        self._counter = 0
+        self._sent = value  # the value as far as this object knows: the timeline is at least there
+        self._wanted = value
+        _open.add(self)
+
+    @property
+    def value(self) -> int:
+        return self._sent
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def closed(self) -> bool:
+        return self._sock.fileno() < 0
+
+    def advance(self, value: int) -> None:
+        """Raise the value.  While the broker is slow only the newest value is kept, and this waits for room."""
+        self._wanted = max(self._wanted, value)
+        with self._lock:
+            if self._wanted > self._sent:  # else another thread has sent it, or a later one
+                self._send_newest()
+
+    def advance_nowait(self, value: int) -> bool:
+        """Like advance, but False instead of waiting; the value is kept and goes with the next one."""
+        self._wanted = max(self._wanted, value)
+        with self._lock:
+            if self._wanted <= self._sent:
+                return True
+            try:
+                self._put(wire.ADVANCE, (self._wanted,), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            self._sent = max(self._sent, self._wanted)
+            return True
+
+    def inc(self, n: int, flags: int = 0) -> None:
+        """Raise the value by ``n``."""
+        with self._lock:
+            self._put(wire.INC, (n,), flags)
+            self._sent = self._wanted = min(max(self._sent, self._wanted) + n, U64_MAX)
+
+    def fail(self, seqno: int, error: int, flags: int = 0) -> None:
+        """Fail a point; ValueError when it has been passed."""
+        with self._lock:
+            if seqno <= self._sent:
+                raise ValueError(f"seqno must be above the timeline's value {self._sent} to fail, not {seqno}: what has signalled stays so")
+            self._put(wire.FAIL, (seqno, error), flags)
+            self._sent = self._wanted = max(seqno, self._wanted)
+
+    def signal(self, seqno: int, error: int) -> None:
+        """Signal one point by itself."""
+        with self._lock:
+            self._put(wire.SIGNAL, (seqno, error), 0)
+
+    def cancel(self, error: int) -> None:
+        """Fail every active fence."""
+        with self._lock:
+            self._put(wire.CANCEL, (error,), 0)
+
+    def _send_newest(self) -> None:
+        while True:
+            value = self._wanted
+            try:
+                self._put(wire.ADVANCE, (value,), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                _wait_for_room(self._sock)  # meanwhile other threads may want a later value
+                continue
+            self._sent = max(self._sent, value)
+            return
+
+    def _put(self, op: int, arguments: tuple[int, ...], flags: int) -> None:
+        if self.closed:
+            raise ValueError("this timeline is closed (a forked child does not inherit it; see Timeline.share)")
+        packet = wire.encode((self._holder, self._counter + 1, op, *arguments))
+        try:
+            send_packet(self._sock, packet, (), flags)
+        except (BrokenPipeError, ConnectionResetError) as err:
+            raise BrokerUnavailable("the broker ended this timeline, or went away; its active fences were failed") from err
+        self._counter += 1
+
+    def dup(self) -> socket.socket:
+        """Return another descriptor of the timeline, close-on-exec."""
+        with self._lock:
+            if self.closed:
+                raise ValueError("this timeline is closed")
+            return self._sock.dup()
+
+    def close(self) -> None:
+        """Close the descriptor; a second time does nothing."""
+        with self._lock:
+            self._sock.close()
+
+    def _after_fork(self) -> None:
+        self._lock = threading.RLock()
+        self._sock.close()
+
+
+def _wait_for_room(sock: socket.socket) -> None:
+    poller = select.poll()
+    poller.register(sock, select.POLLOUT)
+    poller.poll()
+
+
+def _after_fork_in_child() -> None:
+    for signaller in list(_open):
+        signaller._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Timeline:
+    """A counter that only grows, and the fences of its points.  Leaving ``with`` closes it: normally active fences fail with -ENOENT, by an
+    exception with -ECANCELED.
+    """
+
+    def __init__(self, connection: Connection, context: int, name: str | None, signaller: Signaller, *, epoch: object) -> None:
+        """For the library; users get theirs from ``Broker.create_timeline`` and ``Broker.open_timeline``."""
+        self._connection = connection
+        self._epoch = epoch  # the session in which this timeline was created or shown
+        self._signaller = signaller
+        self.context = context
+        self.name = name
+
+    @property
+    def value(self) -> int:
+        """The value as far as this process knows; another holder may have raised it further."""
+        return self._signaller.value
+
+    @property
+    def label(self) -> str:
+        """What its points are called in messages."""
+        return self.name if self.name is not None else str(self.context)
+
+    @property
+    def closed(self) -> bool:
+        return self._signaller.closed
+
+    # -- mint
+
+    def export(self, seqno: int | None = None, *, name: str = "", private: bool = False) -> SyncFile:
+        """Make a sync_file for a point.
+
+        ``seqno`` is 0..2**64-1, or None for the next one.  At or below the timeline's value it is born signalled.  ``name`` (at most 31
+        bytes) shows in listings.  ``private``: only the broker ever writes to the descriptor.  The caller owns the result.
+        Raises QuotaExceeded, BrokerUnavailable; ValueError and TypeError for arguments out of range.
+        """
+        seqnos = None if seqno is None else [check_seqno(seqno)]
+        return self._export(seqnos, check_sync_file_name(name), _check_bool(private, "private"))[0]
+
+    def export_many(self, seqnos: Iterable[int]) -> list[SyncFile]:
+        """Make a sync_file for each seqno: all, or none.  Up to 253 travel in one message; more go in several."""
+        wanted = [check_seqno(seqno, f"seqnos[{i}]") for i, seqno in enumerate(seqnos)]
+        made: list[SyncFile] = []
+        try:
+            for start in range(0, len(wanted), wire.PACKET_DESCRIPTORS):
+                made += self._export(wanted[start : start + wire.PACKET_DESCRIPTORS], "", False)
+        except BaseException:
+            for sync_file in made:
+                sync_file.close()
+            raise
+        return made
+
+    def _export(self, seqnos: list[int] | None, name: str, private: bool) -> list[SyncFile]:
+        if self._signaller.closed:
+            raise ValueError("this timeline is closed (a forked child does not inherit it; see Timeline.share)")
+        if self._epoch is not self._connection.epoch:
+            self._show()
+        return self._connection.call(requests.export(self.context, seqnos, name, private, self.label))
+
+    def _show(self) -> None:
+        """Show the descriptor to a session that does not know this timeline yet."""
+        self._connection.call(requests.show_timeline(self._signaller.fileno()))
+        self._epoch = self._connection.epoch
+
+    # -- signal
+
+    def advance(self, seqno: int) -> None:
+        """Signal every point up to ``seqno``.  At or below the value: nothing.  One-way; waits only while the socket is full."""
+        self._signaller.advance(check_seqno(seqno))
+
+    def inc(self, n: int = 1) -> None:
+        """Raise the value by ``n`` (0 is allowed) and signal what it passes; it stops at 2**64-1."""
+        self._signaller.inc(check_seqno(n, "n"))
+
+    def fail(self, seqno: int, error: int) -> None:
+        """Everything below ``seqno`` is OK, ``seqno`` fails with the positive errno ``error``, the value is ``seqno``.
+
+        ValueError when ``seqno`` is at or below the value.  A later export of ``seqno`` has the error too.
+        """
+        self._signaller.fail(check_seqno(seqno), check_error(error))
+
+    def share(self) -> socket.socket:
+        """Return the timeline's descriptor, to be inherited or sent: whoever holds a copy may signal, and the timeline lives until the last
+        copy is closed.  The caller owns it (close-on-exec; ``os.set_inheritable`` and ``pass_fds`` as for any other).
+        """
+        return self._signaller.dup()
+
+    # -- the end
+
+    def close(self) -> None:
+        """Close the descriptor.  If no copy is left, active fences fail with -ENOENT.  A second time does nothing."""
+        if self._signaller.closed:
+            return
+        self._signaller.close()
+        if self._epoch is self._connection.epoch and self._connection.is_open:
+            self._connection.tell(wire.FORGET_TIMELINE, self.context)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None and not self._signaller.closed:
+            with contextlib.suppress(BrokerUnavailable):
+                self._signaller.cancel(errno.ECANCELED)
+        self.close()
+
+    def __del__(self) -> None:
+        signaller = getattr(self, "_signaller", None)
+        if signaller is not None and not signaller.closed:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+            signaller.close()
+
+    def __repr__(self) -> str:
+        return f"<Timeline {self.label} {'closed' if self.closed else f'at {self.value}'}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a Timeline holds a descriptor of this process and can only be pickled towards another process by multiprocessing; "
+            "elsewhere send the descriptor of Timeline.share()"
+        )
+
+
+def _check_bool(value: object, argument: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be a bool, not {type(value).__name__}")
+    return value
+
+
+def _reduce(timeline: Timeline) -> Any:
+    signaller = timeline._signaller
+    if signaller.closed:
+        raise ValueError("this timeline is closed")
+    shared = reduction.DupFd(signaller.fileno())
+    return _rebuild, (shared, timeline._connection.path, timeline.context, timeline.name, timeline.value)
+
+
+def _rebuild(shared: Any, path: Any, context: int, name: str | None, value: int) -> Timeline:
+    from fencebroker.finding import shared_connection
+
+    fd = shared.detach()
+    os.set_inheritable(fd, False)
+    signaller = Signaller(OwnedFd(fd), value)
+    try:
+        return Timeline(shared_connection(path), context, name, signaller, epoch=None)
+    except BaseException:
+        signaller.close()
+        raise
+
+
+reduction.register(Timeline, _reduce)
