@@ -13,7 +13,8 @@ def neon(pixels: Pixels) -> Pixels:
     edges = _sobel(colour)
     halo = _blurred(edges)
     light = np.maximum(edges * 3 // 4, halo)[..., None]
-    return np.clip(colour // 4 + (colour + 40) * light // 200, 0, 255).astype(np.uint8)
+    glowing: Pixels = np.clip(colour // 4 + (colour + 40) * light // 200, 0, 255).astype(np.uint8)
+    return glowing
 
 
 def _sobel(colour: np.typing.NDArray[np.int32]) -> np.typing.NDArray[np.int32]:
