@@ -316,9 +316,9 @@ class Child:
                 os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(LIMIT)
         # Its own children became ours when it died (see ``adopt_orphans`` in conftest.py).
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.waitpid(-self.pid, 0)
+        while members := _children_in_group(self.pid):
+            for pid in members:
+                wait_gone(pid)
 
     def close(self) -> None:
         """Kill it if it still runs, and give back everything it cost."""
@@ -331,6 +331,15 @@ class Child:
 
     def __repr__(self) -> str:
         return f"<child {self.pid}: {textwrap.shorten(' '.join(map(str, self.process.args)), 80)}>"  # type: ignore[arg-type]
+
+
+def _children_in_group(group: int) -> list[int]:
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(child.pid) == group:
+                found.append(child.pid)
+    return found
 
 
 def _group_exists(group: int) -> bool:

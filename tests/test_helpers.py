@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from tests.helpers import (
+    BrokerProcess,
     assert_closed_on_exec,
     assert_not_fd,
     complaints,
@@ -33,7 +34,7 @@ from tests.helpers import (
 if TYPE_CHECKING:
     import contextlib
 
-    from tests.helpers import Spawn
+    from tests.helpers import Spawn, StartBroker
 
 TESTS = pathlib.Path(__file__).resolve().parent
 
@@ -335,6 +336,70 @@ def test_wait_gone_buries_an_orphan(spawn: Spawn) -> None:
     wait_gone(orphan)
     assert not pathlib.Path(f"/proc/{orphan}").exists()
     wait_gone(orphan)
+
+
+# Brokers
+
+
+def test_a_broker_is_ready_when_the_test_begins_and_ends_in_order(broker: BrokerProcess) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(broker.path)
+    assert broker.env == {"FENCEBROKER_SOCKET": broker.path}
+    assert broker.stop()[0] == 0
+    assert not pathlib.Path(f"/proc/{broker.pid}").exists()
+
+
+def test_each_broker_is_its_own(start_broker: StartBroker) -> None:
+    first, second = start_broker(), start_broker()
+    assert first.path != second.path
+    assert first.pid != second.pid
+
+
+def test_a_broker_that_the_test_kills_is_not_blamed(broker: BrokerProcess) -> None:
+    broker.kill()
+
+
+def test_a_broker_that_does_not_start_shows_its_log(start_broker: StartBroker) -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"(?s)ended with 2 before it was ready:.*--no-such-option"):
+        start_broker("--no-such-option")
+
+
+STAND_IN = """
+    import signal, sys
+    def stop(*_):
+        print(sys.argv[1], file=sys.stderr, flush=True)
+        sys.exit(int(sys.argv[2]))
+    signal.signal(signal.SIGTERM, stop)
+    print("ready", flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    ("last_words", "code", "blame"),
+    [
+        ("stopped", 0, None),
+        ("stopped", 3, "the broker ended with 3:\nstopped"),
+        ("Traceback (most recent call last):", 0, "the broker complained:\nTraceback"),
+        ("ResourceWarning: unclosed", 0, "the broker complained:\nResourceWarning"),
+    ],
+)
+def test_a_broker_that_ends_badly_is_blamed(spawn: Spawn, last_words: str, code: int, blame: str | None) -> None:
+    child = spawn(STAND_IN, last_words, code)
+    assert child.line() == "ready"
+    broker = BrokerProcess(child, "/nowhere")
+    if blame is None:
+        broker.check()
+    else:
+        with pytest.raises(AssertionError, match=blame):
+            broker.check()
+
+
+def test_a_broker_that_dies_by_itself_is_blamed(spawn: Spawn) -> None:
+    child = spawn("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    child.wait()
+    with pytest.raises(AssertionError, match="the broker ended with -9"):
+        BrokerProcess(child, "/nowhere").check()
 
 
 # What did not run
