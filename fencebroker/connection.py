@@ -20,14 +20,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from fencebroker import wire
 from fencebroker.errors import BrokerUnavailable, exception_from_refusal
 from fencebroker.fds import OwnedFd, Truncated, close_all, recv_packet, send_packet
 from fencebroker.protocol import Conversation, Move
 
-__all__ = ["Connection", "Request", "generation", "open_connections"]
+__all__ = ["Connection", "Request", "Session", "generation", "open_connections"]
 
 T = TypeVar("T")
 
@@ -49,12 +49,25 @@ def open_connections() -> Iterator[Connection]:
             yield connection
 
 
+class Session(Protocol):
+    """What an object needs of the connection that made it: its handle is good there, and is given back there."""
+
+    path: Path
+    epoch: object
+
+    @property
+    def is_open(self) -> bool: ...
+    def peer_fd(self) -> int | None: ...
+    def release(self, handle: int, *, exposed: bool, at_once: bool) -> None: ...
+    def tell(self, op: int, *arguments: Any) -> None: ...
+
+
 class Request(NamedTuple, Generic[T]):
     """A request and how its answer is read.  ``fds`` are borrowed; ``finish`` gets the results and owns the received descriptors."""
 
     op: int
     arguments: tuple[Any, ...]
-    finish: Callable[[Any, list[Any], list[OwnedFd]], T]
+    finish: Callable[[Session, list[Any], list[OwnedFd]], T]
     fds: Sequence[int] = ()
 
 
@@ -234,6 +247,14 @@ class Connection:
                 unexposed, self._unexposed = self._unexposed[:500], self._unexposed[500:]
                 exposed, self._exposed = self._exposed[:500], self._exposed[500:]
                 self.tell(wire.RELEASE, unexposed, exposed)
+
+    def hand_over(self) -> tuple[int, socket.socket]:
+        """Give the socket and the last serial away, to an event loop; this object is closed then."""
+        with self._lock:
+            assert self._sock is not None
+            sock, self._sock = self._sock, None
+            self.close()
+            return self._serial, sock
 
     def _lose(self) -> None:
         sock, self._sock = self._sock, None

@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from fencebroker import sync_file as sf
 from fencebroker import wire
-from fencebroker.connection import Connection, Request
+from fencebroker.connection import Connection, Request, Session
 from fencebroker.fds import HasFileno, OwnedFd, borrow
 from fencebroker.model import ProcessInfo, SyncFenceInfo, SyncFileInfo
 
 if TYPE_CHECKING:
     from fencebroker.sync_file import SyncFile
 
-Source = "int | HasFileno"
 
-
-def ref(connection: Any, source: int | HasFileno, argument: str = "fd") -> tuple[int | None, list[int]]:
+def ref(connection: Session, source: int | HasFileno, argument: str = "fd") -> tuple[int | None, list[int]]:
     """How to name a sync_file to this connection: by its handle where it has one there, else by showing the descriptor.
 
     OSError EBADF if it is not open.
@@ -56,7 +54,7 @@ def show_timeline(fd: int) -> Request[tuple[int, int, str | None]]:
 def export(context: int, seqnos: list[int] | None, name: str, private: bool, label: str) -> Request[list[SyncFile]]:
     """-> a SyncFile for each seqno."""
 
-    def finish(connection: Connection, results: list[Any], fds: list[OwnedFd]) -> list[SyncFile]:
+    def finish(connection: Session, results: list[Any], fds: list[OwnedFd]) -> list[SyncFile]:
         handle = results[0]
         numbers = [results[1]] if seqnos is None else seqnos
         return [
@@ -68,7 +66,7 @@ def export(context: int, seqnos: list[int] | None, name: str, private: bool, lab
 
 
 def _one(name: str, point: str | None = None) -> Any:
-    def finish(connection: Connection, results: list[Any], fds: list[OwnedFd]) -> SyncFile:
+    def finish(connection: Session, results: list[Any], fds: list[OwnedFd]) -> SyncFile:
         return sf.SyncFile(fds[0], name=name, point=point, connection=connection, handle=results[0])
 
     return finish
@@ -79,13 +77,13 @@ def sync_file(point: str, wire_point: str, expiry_ns: int | None) -> Request[Syn
     return Request(wire.SYNC_FILE, (wire_point, expiry_ns), _one("", point))
 
 
-def import_sync_file(connection: Any, source: int | HasFileno, name: str = "") -> Request[SyncFile]:
+def import_sync_file(connection: Session, source: int | HasFileno, name: str = "") -> Request[SyncFile]:
     """-> a private SyncFile for the fence that ``source`` carries."""
     handle, fds = ref(connection, source)
     return Request(wire.IMPORT, (name, handle), _one(name), fds)
 
 
-def merge(connection: Any, sources: Iterable[int | HasFileno], name: str, any: bool) -> Request[SyncFile]:
+def merge(connection: Session, sources: Iterable[int | HasFileno], name: str, any: bool) -> Request[SyncFile]:
     """-> one SyncFile of several."""
     refs: list[int | None] = []
     fds: list[int] = []
@@ -104,13 +102,13 @@ def merge(connection: Any, sources: Iterable[int | HasFileno], name: str, any: b
     return Request(wire.MERGE, (refs, name, any), _one(name), fds)
 
 
-def info_page(connection: Any, source: int | HasFileno, cursor: int) -> Request[tuple[list[Any], int | None, list[list[Any]]]]:
+def info_page(connection: Session, source: int | HasFileno, cursor: int) -> Request[tuple[list[Any], int | None, list[list[Any]]]]:
     """-> the sync_file's row, where the next page starts, rows of fences."""
     handle, fds = ref(connection, source)
     return Request(wire.INFO, (handle, cursor), lambda _, results, __: (results[0], results[1], results[2]), fds)
 
 
-def set_deadline(connection: Any, source: int | HasFileno, deadline_ns: int) -> Request[None]:
+def set_deadline(connection: Session, source: int | HasFileno, deadline_ns: int) -> Request[None]:
     """-> nothing."""
     handle, fds = ref(connection, source)
     return Request(wire.SET_DEADLINE, (handle, deadline_ns), lambda *_: None, fds)

@@ -18,7 +18,7 @@ from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, Self
 
 from fencebroker import requests
-from fencebroker.connection import Connection, generation, open_connections
+from fencebroker.connection import Connection, Session, generation, open_connections
 from fencebroker.errors import BrokerUnavailable, FenceError, NotASyncFile
 from fencebroker.fds import OwnedFd, eventfd_info, peek_status
 from fencebroker.model import ACTIVE, OK, check_seqno
@@ -49,7 +49,7 @@ class SyncFile:
     __slots__ = ("__weakref__", "_closed", "_connection", "_epoch", "_exposed", "_fd", "_generation", "_handle", "_name", "_point")
 
     def __init__(
-        self, fd: OwnedFd, *, name: str = "", point: str | None = None, connection: Connection | None = None, handle: int | None = None
+        self, fd: OwnedFd, *, name: str = "", point: str | None = None, connection: Session | None = None, handle: int | None = None
     ) -> None:
         """For the library; users get theirs from ``export``, ``recv_sync_file``, ``from_fd`` ..."""
         self._fd = fd
@@ -97,6 +97,10 @@ class SyncFile:
             self._exposed = True
             self._number()
             return SyncFile(self._fd.dup(), name=self._name, point=self._point, connection=self._connection)
+
+    @staticmethod
+    def _peek(fd: OwnedFd) -> int | None:
+        return peek_status(fd.fileno())
 
     def _dup_fd(self) -> OwnedFd:
         """A descriptor for one wait, which nobody else can close."""
@@ -244,12 +248,12 @@ class SyncFile:
 
     # -- what only a broker knows
 
-    def _handle_for(self, connection: Connection) -> int | None:
+    def _handle_for(self, connection: Session) -> int | None:
         """The handle on ``connection``, if it is the one that made this object."""
         return self._handle if connection is self._connection and connection.epoch is self._epoch else None
 
     def _find_connection(self) -> Connection | None:
-        if self._connection is not None and self._connection.is_open:
+        if isinstance(self._connection, Connection) and self._connection.is_open:
             return self._connection
         return next(open_connections(), None)
 

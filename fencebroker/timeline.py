@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fencebroker.connection import Connection
     from fencebroker.sync_file import SyncFile
 
-__all__ = ["Signaller", "Timeline"]
+__all__ = ["Signaller", "Timeline", "check_bool"]
 
 _open: weakref.WeakSet[Signaller] = weakref.WeakSet()
 
@@ -100,10 +100,10 @@ class Signaller:
         with self._lock:
             self._put(wire.SIGNAL, (seqno, error), 0)
 
-    def cancel(self, error: int) -> None:
+    def cancel(self, error: int, flags: int = 0) -> None:
         """Fail every active fence."""
         with self._lock:
-            self._put(wire.CANCEL, (error,), 0)
+            self._put(wire.CANCEL, (error,), flags)
 
     def _send_newest(self) -> None:
         while True:
@@ -194,7 +194,7 @@ class Timeline:
         Raises QuotaExceeded, BrokerUnavailable; ValueError and TypeError for arguments out of range.
         """
         seqnos = None if seqno is None else [check_seqno(seqno)]
-        return self._export(seqnos, check_sync_file_name(name), _check_bool(private, "private"))[0]
+        return self._export(seqnos, check_sync_file_name(name), check_bool(private, "private"))[0]
 
     def export_many(self, seqnos: Iterable[int]) -> list[SyncFile]:
         """Make a sync_file for each seqno: all, or none.  Up to 253 travel in one message; more go in several."""
@@ -279,7 +279,8 @@ class Timeline:
         )
 
 
-def _check_bool(value: object, argument: str) -> bool:
+def check_bool(value: object, argument: str) -> bool:
+    """Return ``value`` if it is a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{argument} must be a bool, not {type(value).__name__}")
     return value
