@@ -6,6 +6,7 @@ Run it with ``python -m examples.pipeline``, and then with ``--without-fences`` 
 from __future__ import annotations
 
 import errno
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -94,7 +95,7 @@ def _run(console: Console, summary: Summary, buffers: int, output: Path, without
     with Pipeline() as pipeline, Progress(console, summary) as progress:
         # From the last to the first: each connects to a neighbour that already listens.
         filter_path, encode_path = pipeline.socket_path("filter"), pipeline.socket_path("encode")
-        pipeline.start("encode", "--listen", encode_path, "--output", str(output), *flags)
+        pipeline.start("encode", "--listen", encode_path, "--output", str(pipeline.film), *flags)
         pipeline.start("filter", "--listen", filter_path, "--connect", encode_path, *flags)
         listening = 0
         for item in pipeline.news():
@@ -110,8 +111,13 @@ def _run(console: Console, summary: Summary, buffers: int, output: Path, without
                 progress.update()
                 if victim and not killed_ns and summary.finished == summary.frames // 3:
                     killed_ns = pipeline.kill(victim)
-    if summary.broken and not victim:
-        raise PipelineError("; ".join(f"{report.stage} ended early: {report.text}" for report in summary.broken))
+        if summary.broken and not victim:
+            raise PipelineError("; ".join(f"{report.stage} ended early: {report.text}" for report in summary.broken))
+        if pipeline.film.exists():
+            try:
+                shutil.move(pipeline.film, output)
+            except OSError as error:
+                raise PipelineError(f"{output} could not be written: {error.strerror}") from None
     return killed_ns
 
 

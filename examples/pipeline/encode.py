@@ -30,14 +30,8 @@ class GifFilm:
         self._frames.append(Image.fromarray(pixels).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
 
     def save(self, path: Path, rate: int) -> None:
-        """Write the file, whole or not at all."""
-        unfinished = path.with_name(path.name + ".part")
         first, *others = self._frames
-        try:
-            first.save(unfinished, "GIF", save_all=True, append_images=others, duration=round(1000 / rate), loop=0)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        first.save(path, "GIF", save_all=True, append_images=others, duration=round(1000 / rate), loop=0)
 
 
 @click.command

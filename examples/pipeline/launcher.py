@@ -79,6 +79,11 @@ class Pipeline:
     def socket_path(self, stage: str) -> str:
         return str(self._folder / f"{stage}.sock")
 
+    @property
+    def film(self) -> Path:
+        """Where the encoder writes.  Nobody sees an unfinished film: what is not moved from here goes with the folder."""
+        return self._folder / "film.gif"
+
     def start(self, stage: str, *arguments: str) -> None:
         """Exec one stage."""
         process = subprocess.Popen(

@@ -124,7 +124,7 @@ def test_a_signal_ends_the_demo_in_order(spawn: Spawn, tmp_path: Path, number: s
     demo.rest()
     assert demo.wait() == 128 + number
     assert demo.log() == f"ended by {number.name}, with all stages and the broker\n"
-    assert not [child for child in children if _is_alive(child)]
+    assert not [(child, child.cmdline()) for child in children if _is_alive(child)]
     assert list(tmp_path.iterdir()) == []
 
 
