@@ -20,7 +20,7 @@ from fencebroker import requests, wire
 from fencebroker.client import check_expiry, check_mode, read_events, wire_name, wire_point
 from fencebroker.connection import Connection, Request, read_answer, refusal_of
 from fencebroker.errors import BrokerUnavailable, FenceError, NotASyncFile
-from fencebroker.fds import HasFileno, OwnedFd, Truncated, close_all, recv_packet, send_packet
+from fencebroker.fds import NOWAIT, HasFileno, OwnedFd, Truncated, close_all, recv_packet, send_packet
 from fencebroker.finding import find
 from fencebroker.model import ACTIVE, check_error, check_seqno, check_sync_file_name, check_timeline_name
 from fencebroker.sync_file import SyncFile, deadline_of, error_from_info
@@ -105,7 +105,7 @@ class LoopConnection:
         while True:
             try:
                 with self._sending:
-                    send_packet(self._sock, packet, fds, socket.MSG_DONTWAIT)
+                    send_packet(self._sock, packet, fds, NOWAIT)
                 return
             except BlockingIOError:
                 await _writable(self._loop, self._sock)
@@ -115,7 +115,7 @@ class LoopConnection:
 
     def _read(self) -> None:
         try:
-            packet, fds = recv_packet(self._sock, socket.MSG_DONTWAIT)
+            packet, fds = recv_packet(self._sock, NOWAIT)
         except BlockingIOError:
             return
         except Truncated as err:
@@ -167,7 +167,7 @@ class LoopConnection:
             unexposed, exposed = self._released[False][:500], self._released[True][:500]
             self._serial += 1
             with contextlib.suppress(OSError):  # full: they go with the next request; gone: nobody needs to know
-                send_packet(self._sock, wire.encode((self._serial, wire.RELEASE, unexposed, exposed)), (), socket.MSG_DONTWAIT)
+                send_packet(self._sock, wire.encode((self._serial, wire.RELEASE, unexposed, exposed)), (), NOWAIT)
                 del self._released[False][: len(unexposed)], self._released[True][: len(exposed)]
         finally:
             self._sending.release()
@@ -177,7 +177,7 @@ class LoopConnection:
         if self.is_open:
             self._serial += 1
             with contextlib.suppress(OSError):
-                send_packet(self._sock, wire.encode((self._serial, op, *arguments)), (), socket.MSG_DONTWAIT)
+                send_packet(self._sock, wire.encode((self._serial, op, *arguments)), (), NOWAIT)
 
     def watch(self, waiter: asyncio.Future[None]) -> None:
         """Let ``waiter`` fail when the broker goes."""
@@ -422,7 +422,7 @@ class Timeline:
     async def _export(self, seqnos: list[int] | None, name: str, private: bool) -> list[SyncFile]:
         if self.closed:
             raise ValueError("this timeline is closed (a forked child does not inherit it; see Timeline.share)")
-        return await self._connection.call(requests.export(self.context, seqnos, name, private, self.label))
+        return await self._connection.call(requests.export(self.context, seqnos, name, private, self.label, self._signaller))
 
     async def advance(self, seqno: int) -> None:
         """Signal every point up to ``seqno``; awaits only while the socket is full, and sends the newest value then."""
@@ -433,13 +433,13 @@ class Timeline:
     async def inc(self, n: int = 1) -> None:
         """Raise the value by ``n``."""
         check_seqno(n, "n")
-        await self._insist(lambda: self._signaller.inc(n, socket.MSG_DONTWAIT))
+        await self._insist(lambda: self._signaller.inc(n, NOWAIT))
 
     async def fail(self, seqno: int, error: int) -> None:
         """Everything below ``seqno`` is OK, ``seqno`` fails with the positive errno ``error``, the value is ``seqno``."""
         check_seqno(seqno)
         check_error(error)
-        await self._insist(lambda: self._signaller.fail(seqno, error, socket.MSG_DONTWAIT))
+        await self._insist(lambda: self._signaller.fail(seqno, error, NOWAIT))
 
     async def _insist(self, send: Callable[[], None]) -> None:
         while True:
@@ -470,7 +470,7 @@ class Timeline:
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None and not self.closed:
             with contextlib.suppress(BrokerUnavailable):
-                await self._insist(lambda: self._signaller.cancel(errno.ECANCELED, socket.MSG_DONTWAIT))
+                await self._insist(lambda: self._signaller.cancel(errno.ECANCELED, NOWAIT))
         self.close()
 
     def __repr__(self) -> str:

@@ -25,6 +25,7 @@ from typing import Final, Protocol, Self, TypeAlias
 from fencebroker.model import ACTIVE, MAX_ERRNO, OK
 
 __all__ = [
+    "NOWAIT",
     "HasFileno",
     "OwnedFd",
     "Truncated",
@@ -38,6 +39,13 @@ __all__ = [
 ]
 
 _SPACE: Final = socket.CMSG_SPACE(253 * array.array("i").itemsize)
+# Plain ints: or-ing the enum's members costs more than some of the system calls they are for.
+#: For send_packet and recv_packet: BlockingIOError instead of waiting.
+NOWAIT: Final = int(socket.MSG_DONTWAIT)
+_NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
+_CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+_CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_DESCRIPTORS_CUT: Final = int(socket.MSG_CTRUNC)
 _FLAGS: Final = os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE
 #: One byte more than any packet may have, so that a larger one shows as truncated.
 _RECEIVE: Final = 16 * 1024 + 1
@@ -130,9 +138,9 @@ def send_packet(sock: socket.socket, packet: bytes, fds: Sequence[int] = (), fla
     if not packet:
         raise ValueError("packet must not be empty: it would read like end-of-file")
     if fds:
-        sock.sendmsg((packet,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),), flags | socket.MSG_NOSIGNAL)
+        sock.sendmsg((packet,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),), flags | _NOSIGNAL)
     else:
-        sock.send(packet, flags | socket.MSG_NOSIGNAL)
+        sock.send(packet, flags | _NOSIGNAL)
 
 
 def recv_packet(sock: socket.socket, flags: int = 0, size: int = _RECEIVE) -> tuple[bytes, list[OwnedFd]]:
@@ -141,12 +149,12 @@ def recv_packet(sock: socket.socket, flags: int = 0, size: int = _RECEIVE) -> tu
     Raises Truncated when the packet was larger than ``size - 1`` bytes or descriptors were lost (the descriptor limit of this process,
     or a refusal by a security module); the exception owns what arrived.
     """
-    packet, control, happened, _ = sock.recvmsg(size, _SPACE, flags | socket.MSG_CMSG_CLOEXEC)
-    if not control and not happened & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    packet, control, happened, _ = sock.recvmsg(size, _SPACE, flags | _CLOEXEC)
+    if not control and not happened & _CUT:
         return packet, []
     fds = _own(control)
-    if happened & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        if happened & socket.MSG_CTRUNC:
+    if happened & _CUT:
+        if happened & _DESCRIPTORS_CUT:
             raise Truncated("descriptors of a message were lost: this process is at its descriptor limit (RLIMIT_NOFILE)", fds)
         raise Truncated(f"a message was longer than {size - 1} bytes", fds)
     return packet, fds

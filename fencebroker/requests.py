@@ -15,6 +15,7 @@ from fencebroker.model import ProcessInfo, SyncFenceInfo, SyncFileInfo
 
 if TYPE_CHECKING:
     from fencebroker.sync_file import SyncFile
+    from fencebroker.timeline import Signaller
 
 
 def ref(connection: Session, source: int | HasFileno, argument: str = "fd") -> tuple[int | None, list[int]]:
@@ -51,16 +52,19 @@ def show_timeline(fd: int) -> Request[tuple[int, int, str | None]]:
     return Request(wire.SHOW_TIMELINE, (), lambda _, results, __: (results[0], results[1], results[2]), [fd])
 
 
-def export(context: int, seqnos: list[int] | None, name: str, private: bool, label: str) -> Request[list[SyncFile]]:
+def export(context: int, seqnos: list[int] | None, name: str, private: bool, label: str, signaller: Signaller) -> Request[list[SyncFile]]:
     """-> a SyncFile for each seqno."""
 
     def finish(connection: Session, results: list[Any], fds: list[OwnedFd]) -> list[SyncFile]:
         handle = results[0]
         numbers = [results[1]] if seqnos is None else seqnos
-        return [
-            sf.SyncFile(fd, name=name, point=f"{label}@{seqno}", connection=connection, handle=handle + i)
-            for i, (fd, seqno) in enumerate(zip(fds, numbers, strict=True))
-        ]
+        made = []
+        for fd, seqno in zip(fds, numbers, strict=True):
+            sync_file = sf.SyncFile(fd, name=name, point=f"{label}@{seqno}", connection=connection, handle=handle)
+            sync_file._origin = signaller, seqno
+            made.append(sync_file)
+            handle += 1
+        return made
 
     return Request(wire.EXPORT, (context, seqnos, name, private), finish)
 

@@ -25,6 +25,7 @@ from fencebroker.model import ACTIVE, OK, check_seqno
 
 if TYPE_CHECKING:
     from fencebroker.model import SyncFileInfo
+    from fencebroker.timeline import Signaller
 
 __all__ = ["SyncFile"]
 
@@ -46,7 +47,19 @@ class SyncFile:
     ``fileno()`` makes it usable in select, poll, epoll, selectors, asyncio and trio: readable means signalled, OK or not.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_connection", "_epoch", "_exposed", "_fd", "_generation", "_handle", "_name", "_point")
+    __slots__ = (
+        "__weakref__",
+        "_closed",
+        "_connection",
+        "_epoch",
+        "_exposed",
+        "_fd",
+        "_generation",
+        "_handle",
+        "_name",
+        "_origin",
+        "_point",
+    )
 
     def __init__(
         self, fd: OwnedFd, *, name: str = "", point: str | None = None, connection: Session | None = None, handle: int | None = None
@@ -60,6 +73,7 @@ class SyncFile:
         self._epoch = None if connection is None else connection.epoch
         self._generation = generation()
         self._exposed = handle is None
+        self._origin: tuple[Signaller, int] | None = None  # where and which point it is, if this process signals it
         self._closed = False
 
     @classmethod
@@ -143,7 +157,9 @@ class SyncFile:
             return
         exposed = self._exposed or self._generation != generation()
         if at_once is None:
-            at_once = not exposed and peek_status(self._fd.fileno()) == ACTIVE
+            # A point that this process has passed will be signalled before the broker reads anything that is sent now.
+            passed = self._origin is not None and self._origin[0].value >= self._origin[1]
+            at_once = not exposed and not passed and peek_status(self._fd.fileno()) == ACTIVE
         connection.release(handle, exposed=exposed, at_once=at_once)
 
     @property

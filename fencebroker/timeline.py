@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fencebroker import requests, wire
 from fencebroker.errors import BrokerUnavailable
-from fencebroker.fds import OwnedFd, send_packet
+from fencebroker.fds import NOWAIT, OwnedFd, send_packet
 from fencebroker.model import U64_MAX, check_error, check_seqno, check_sync_file_name
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Signaller:
             if self._wanted <= self._sent:
                 return True
             try:
-                self._put(wire.ADVANCE, (self._wanted,), socket.MSG_DONTWAIT)
+                self._put(wire.ADVANCE, (self._wanted,), NOWAIT)
             except BlockingIOError:
                 return False
             self._sent = max(self._sent, self._wanted)
@@ -109,7 +109,7 @@ class Signaller:
         while True:
             value = self._wanted
             try:
-                self._put(wire.ADVANCE, (value,), socket.MSG_DONTWAIT)
+                self._put(wire.ADVANCE, (value,), NOWAIT)
             except BlockingIOError:
                 _wait_for_room(self._sock)  # meanwhile other threads may want a later value
                 continue
@@ -214,7 +214,7 @@ class Timeline:
             raise ValueError("this timeline is closed (a forked child does not inherit it; see Timeline.share)")
         if self._epoch is not self._connection.epoch:
             self._show()
-        return self._connection.call(requests.export(self.context, seqnos, name, private, self.label))
+        return self._connection.call(requests.export(self.context, seqnos, name, private, self.label, self._signaller))
 
     def _show(self) -> None:
         """Show the descriptor to a session that does not know this timeline yet."""

@@ -13,7 +13,7 @@ import termios
 from collections import deque
 from typing import Final
 
-from fencebroker.fds import OwnedFd, close_all, send_packet
+from fencebroker.fds import NOWAIT, OwnedFd, close_all, send_packet
 from fencebroker.protocol import Conversation
 
 __all__ = ["Credentials", "Peer", "TooSlow"]
@@ -97,7 +97,7 @@ class Peer:
             self._count_unread(len(fds))
         if not self.queue:
             try:
-                send_packet(self.sock, packet, fds, socket.MSG_DONTWAIT)
+                send_packet(self.sock, packet, fds, NOWAIT)
                 return False
             except BlockingIOError:
                 self.stalled_at = now
@@ -130,7 +130,7 @@ class Peer:
         while self.queue:
             packet, fds = self.queue[0]
             try:
-                send_packet(self.sock, packet, [fd.fileno() for fd in fds], socket.MSG_DONTWAIT)
+                send_packet(self.sock, packet, [fd.fileno() for fd in fds], NOWAIT)
             except BlockingIOError:
                 return False
             self.queue.popleft()

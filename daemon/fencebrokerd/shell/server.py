@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from fencebroker import wire
 from fencebroker.errors import Refusal
-from fencebroker.fds import OwnedFd, Truncated, recv_packet
+from fencebroker.fds import NOWAIT, OwnedFd, Truncated, recv_packet
 from fencebroker.protocol import Move, Violation
 from fencebrokerd import __version__
 from fencebrokerd.config import Config
@@ -102,7 +102,7 @@ class Server:
         while not self._stopping:
             for fd, events in self._epoll.poll(self._timeout()):
                 if fd == timelines:
-                    self._sweep()
+                    self._sweep(1)
                 elif (peer := self._by_fd.get(fd)) is not None:
                     self._turn(peer, events)
                 elif fd in listening:
@@ -148,8 +148,11 @@ class Server:
 
     def _timeout(self) -> float | None:
         """Seconds until something is due; None: nothing ever, unless somebody speaks."""
-        due = [self._core.wake_at]
+        wake_at = self._core.wake_at
         config, limits = self._config, self._config.limits
+        if wake_at is None and not self._silent and not self._queued and (self._peers or not config.idle_exit):
+            return None
+        due = [wake_at]
         if self._silent:
             due.append(next(iter(self._silent.values())).connected_at + int(limits.hello_seconds * 1e9))
         if self._queued:
@@ -163,8 +166,10 @@ class Server:
         return max(0.0, (min(moments) - time.monotonic_ns()) / 1e9) if moments else None
 
     def _pass_time(self) -> None:
-        now = time.monotonic_ns()
         wake_at = self._core.wake_at
+        if wake_at is None and not self._silent and not self._queued and self._idle_since is None:
+            return
+        now = time.monotonic_ns()
         if wake_at is not None and wake_at <= now:
             self._sweep()  # what was signalled in time counts
             self._carry_out(self._core.expire(now))
@@ -256,7 +261,7 @@ class Server:
         if not events & (select.EPOLLIN | _GONE):
             return
         try:
-            packet, fds = recv_packet(peer.sock, socket.MSG_DONTWAIT)
+            packet, fds = recv_packet(peer.sock, NOWAIT)
         except BlockingIOError:
             return
         except ConnectionResetError:
@@ -361,9 +366,9 @@ class Server:
 
     # -- timelines
 
-    def _sweep(self) -> None:
-        """Take everything that waits on timelines' sockets, in turns, a packet each."""
-        for _ in range(SWEEP):
+    def _sweep(self, rounds: int = SWEEP) -> None:
+        """Take what waits on timelines' sockets, in turns, a packet each: all of it, or so many rounds."""
+        for _ in range(rounds):
             ready = self._timeline_epoll.poll(0)
             if not ready:
                 return
@@ -375,7 +380,7 @@ class Server:
     def _take(self, socket_id: int, events: int) -> None:
         now = time.monotonic_ns()
         try:
-            packet, fds = recv_packet(self._sockets[socket_id], socket.MSG_DONTWAIT)
+            packet, fds = recv_packet(self._sockets[socket_id], NOWAIT)
             if fds:
                 self._reap(fds)
                 raise wire.Malformed("descriptors came on a timeline's socket")
