@@ -65,7 +65,19 @@ class Broker:
             turn.effects.append(fx.Send(session, [turn.serial, refusal.error, refusal.text, list(refusal.detail)]))
         return turn.effects
 
+    def creator_died(self, session: int, now: int) -> None:
+        """The process that opened ``session`` is gone."""
+        self._begin(now).emit(e.CreatorDied(session))
+
     # -- timelines
+
+    def socket_made(self, socket: int, inode: int, now: int) -> None:
+        """The socketpair of a timeline exists."""
+        self._begin(now).emit(e.SocketMade(self.state.sockets[socket].context, socket, inode))
+
+    def creator_of(self, socket: int) -> int:
+        """Which session created the timeline of this socket."""
+        return self.state.sockets[socket].creator
 
     def handle_timeline(self, socket: int, message: list[Any], now: int) -> list[fx.Effect]:
         """Handle one message of a timeline's socket, already checked by ``wire.decode_timeline``."""

@@ -39,9 +39,10 @@ class CloseHandles(NamedTuple):
 
 
 class CloseSocket(NamedTuple):
-    """Stop watching a timeline's socket and close it."""
+    """Stop watching a timeline's socket and close it.  ``last_of``: this session's process created no other timeline that still exists."""
 
     socket: int
+    last_of: int | None = None
 
 
 class Send(NamedTuple):

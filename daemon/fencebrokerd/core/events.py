@@ -65,6 +65,20 @@ class TimelineForgotten(NamedTuple):
     session: int
 
 
+class SocketMade(NamedTuple):
+    """A timeline's socketpair exists; ``inode`` is that of the end that travels, by which /proc shows who holds it."""
+
+    context: int
+    socket: int
+    inode: int
+
+
+class CreatorDied(NamedTuple):
+    """The process that opened this session is gone; timelines it created may live on in other hands."""
+
+    session: int
+
+
 class SocketClosed(NamedTuple):
     """The last copy of one of a timeline's sockets was closed."""
 
@@ -215,6 +229,8 @@ Event: TypeAlias = (
     | TimelineOpened
     | TimelineShown
     | TimelineForgotten
+    | SocketMade
+    | CreatorDied
     | SocketClosed
     | TimelineClosed
     | TimelineAdvanced

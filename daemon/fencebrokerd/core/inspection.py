@@ -79,7 +79,7 @@ def _page(objects: Iterable[Any], row_of: Callable[[Any], list[Any]], position: 
     size = 0
     for index, thing in enumerate(objects):
         row = row_of(thing)
-        size += sum(4 * len(x) + 8 if isinstance(x, str) else 40 if isinstance(x, list) else 9 for x in row)
+        size += sum(4 * len(x) + 8 if isinstance(x, str) else 40 + 9 * len(x) if isinstance(x, list) else 9 for x in row)
         if rows and size > PAGE_BYTES:
             return rows, position(index)
         rows.append(row)
@@ -101,6 +101,8 @@ def _timeline_row(timeline: Timeline) -> list[Any]:
         timeline.mode,
         timeline.expiry,
         len(timeline.sockets),
+        timeline.creator_alive,
+        list(timeline.sockets.values())[:16],
     ]
 
 

@@ -138,8 +138,10 @@ def end_socket(turn: Turn, socket: int) -> None:
     """A timeline's socket reached end-of-file: the last copy was closed.  With the last socket the timeline ends, with -ENOENT."""
     timeline = turn.state.sockets[socket]
     turn.emit(e.SocketClosed(timeline.context, socket))
-    turn.do(fx.CloseSocket(socket))
-    if not timeline.sockets:
+    ends = not timeline.sockets
+    others = (other for other in turn.state.timelines.values() if other.creator == timeline.creator and other is not timeline)
+    turn.do(fx.CloseSocket(socket, timeline.creator if ends and next(others, None) is None else None))
+    if ends:
         cancel(turn, timeline, errno.ENOENT)
         turn.emit(e.TimelineClosed(timeline.context, turn.now))
 

@@ -70,8 +70,8 @@ class State:
 
     @property
     def n_descriptors(self) -> int:
-        """Descriptors in use for clients: one a session, one a timeline's socket, one a sync_file."""
-        return len(self.sessions) + len(self.sockets) + len(self.sync_files)
+        """Descriptors in use for clients: a socket and a pidfd a session, one a timeline's socket, one a sync_file."""
+        return 2 * len(self.sessions) + len(self.sockets) + len(self.sync_files)
 
     @property
     def is_idle(self) -> bool:
@@ -131,7 +131,7 @@ class State:
         session = self.sessions[event.session]
         owner = (session.uid, session.gid, session.pid, session.comm)
         charge = Charge(self.account(session.uid), Slot.TIMELINES)
-        timeline = Timeline(event.context, event.name, event.driver, event.mode, event.expiry, owner, event.at, charge)
+        timeline = Timeline(event.context, event.name, event.driver, event.mode, event.expiry, owner, event.session, event.at, charge)
         self.timelines[event.context] = timeline
         if event.name is not None:
             self.names[session.uid, event.name] = timeline
@@ -152,7 +152,7 @@ class State:
         self.sessions[event.session].minting.discard(event.context)
 
     def _add_socket(self, timeline: Timeline, socket: int) -> None:
-        timeline.sockets.add(socket)
+        timeline.sockets[socket] = 0
         self.sockets[socket] = timeline
         self.next_socket = socket + 1
 
@@ -160,8 +160,16 @@ class State:
         timeline.minters.add(session.id)
         session.minting.add(timeline.context)
 
+    def _socket_made(self, event: e.SocketMade) -> None:
+        self.timelines[event.context].sockets[event.socket] = event.inode
+
+    def _creator_died(self, event: e.CreatorDied) -> None:
+        for timeline in self.timelines.values():
+            if timeline.creator == event.session:
+                timeline.creator_alive = False
+
     def _socket_closed(self, event: e.SocketClosed) -> None:
-        self.timelines[event.context].sockets.discard(event.socket)
+        del self.timelines[event.context].sockets[event.socket]
         del self.sockets[event.socket]
 
     def _timeline_closed(self, event: e.TimelineClosed) -> None:
@@ -331,6 +339,8 @@ FOLD: Final[dict[type, Callable[[State, Any], None]]] = {
     e.TimelineOpened: State._timeline_opened,
     e.TimelineShown: State._timeline_shown,
     e.TimelineForgotten: State._timeline_forgotten,
+    e.SocketMade: State._socket_made,
+    e.CreatorDied: State._creator_died,
     e.SocketClosed: State._socket_closed,
     e.TimelineClosed: State._timeline_closed,
     e.TimelineAdvanced: State._timeline_advanced,

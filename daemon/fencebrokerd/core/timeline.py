@@ -20,7 +20,8 @@ class Timeline:
 
     ``points`` has the fence of every point that is active or still on record; ``pending`` is a heap of the seqnos that may be active.
     A point leaves the heap when an advance passes it, so signalling costs O(log n) a fence and nothing for the others.
-    ``sockets`` are the timeline's descriptors: when the last is closed, the timeline ends.
+    ``sockets`` are the timeline's descriptors, with the inode of the end that travels: when the last is closed, the timeline ends.
+    ``creator`` is the session that made it; while ``creator_alive`` its process lives.
     """
 
     __slots__ = (
@@ -29,6 +30,8 @@ class Timeline:
         "comm",
         "context",
         "created",
+        "creator",
+        "creator_alive",
         "driver",
         "expiry",
         "failures",
@@ -54,6 +57,7 @@ class Timeline:
         mode: int,
         expiry: int | None,
         owner: tuple[int, int, int, str],
+        creator: int,
         created: int,
         charge: Charge,
     ) -> None:
@@ -63,6 +67,8 @@ class Timeline:
         self.mode = mode
         self.expiry = expiry
         self.uid, self.gid, self.pid, self.comm = owner
+        self.creator = creator
+        self.creator_alive = True
         self.created = created
         self.charge = charge
         self.value = 0
@@ -72,7 +78,7 @@ class Timeline:
         self.points: dict[int, Fence] = {}
         self.pending: list[int] = []
         self.failures: dict[int, tuple[int, int]] = {}
-        self.sockets: set[int] = set()
+        self.sockets: dict[int, int] = {}
         self.minters: set[int] = set()
 
     @property

@@ -57,7 +57,7 @@ class Turn:
         self.check_descriptors(n, "sync_files")
         limits, state = self.limits, self.state
         account = state.account(self.session.uid)
-        pool = limits.descriptors - limits.descriptor_reserve - len(state.sessions) - len(state.sockets)
+        pool = limits.descriptors - limits.descriptor_reserve - 2 * len(state.sessions) - len(state.sockets)
         share = int(pool * limits.sync_files_share)
         if account.sync_files + n > share:
             self._refuse(errno.EDQUOT, "sync_files per user", share, account.sync_files, n)

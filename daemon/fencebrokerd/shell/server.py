@@ -26,6 +26,7 @@ from fencebrokerd import __version__
 from fencebrokerd.config import Config
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core.broker import Broker
+from fencebrokerd.shell.creators import Creators
 from fencebrokerd.shell.eventfds import Eventfds
 from fencebrokerd.shell.identity import Identity
 from fencebrokerd.shell.log import Log, escape
@@ -60,6 +61,7 @@ class Server:
         self._identity = Identity()
         self._eventfds = Eventfds(self._identity)
         self._reaper = Reaper()
+        self._creators = Creators(self._epoll)
         self._peers: dict[int, Peer] = {}  # by session
         self._by_fd: dict[int, Peer] = {}
         self._silent: dict[int, Peer] = {}  # before their hello
@@ -109,6 +111,9 @@ class Server:
                     self._accept(listening[fd])
                 elif fd == wake:
                     self._wake_r.recv(4096)
+                elif (session := self._creators.session_of(fd)) is not None:
+                    self._core.creator_died(session, time.monotonic_ns())
+                    self._creators.forget(session)
             self._pass_time()
         return self._stop()
 
@@ -139,6 +144,7 @@ class Server:
         self._eventfds.close_all()
         if self._spare is not None:
             self._spare.close()
+        self._creators.close()
         self._timeline_epoll.close()
         self._epoll.close()
         self._reaper.stop(1.0)
@@ -429,6 +435,9 @@ class Server:
         self._sockets[effect.socket] = ours
         self._socket_of[ours.fileno()] = effect.socket
         self._ends[effect.socket] = theirs
+        self._core.socket_made(effect.socket, os.fstat(theirs.fileno()).st_ino, time.monotonic_ns())
+        if self._core.creator_of(effect.socket) == effect.session and effect.session in self._peers:
+            self._creators.watch(effect.session, self._peers[effect.session].sock)
         self._timeline_epoll.register(ours.fileno(), select.EPOLLIN)
         return True
 
@@ -455,6 +464,8 @@ class Server:
             end = self._ends.pop(effect.socket, None)
             if end is not None:
                 end.close()
+            if effect.last_of is not None:
+                self._creators.forget(effect.last_of)
             # Packets with files of a client's may be unread in it.
             self._reaper.close_fd(sock.detach())
         return True
