@@ -151,6 +151,11 @@ class Connection:
     def is_open(self) -> bool:
         return self._sock is not None
 
+    @property
+    def may_reconnect(self) -> bool:
+        """Whether the next call connects anew: in a forked child, where the session was the parent's."""
+        return not self._closed and not self.conversation.is_open and self._sock is None
+
     def peer_fd(self) -> int | None:
         """The socket's number, to notice the broker's end; None when closed."""
         sock = self._sock

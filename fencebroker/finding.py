@@ -21,7 +21,7 @@ from fencebroker.connection import Connection, generation
 from fencebroker.errors import BrokerUnavailable
 from fencebroker.fds import OwnedFd
 
-__all__ = ["find", "shared_connection", "start_user_broker"]
+__all__ = ["close_shared", "default_connection", "find", "shared_connection", "start_user_broker"]
 
 IDLE_EXIT: Final = 30
 START_SECONDS: Final = 15.0
@@ -117,8 +117,9 @@ _shared_lock = threading.Lock()
 
 
 def _renew_lock() -> None:
-    global _shared_lock  # noqa: PLW0603 - a forked child starts over
+    global _shared_lock, _default_lock  # noqa: PLW0603 - a forked child starts over
     _shared_lock = threading.Lock()
+    _default_lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_renew_lock)
@@ -133,8 +134,26 @@ def shared_connection(path: Path) -> Connection:
         return connection
 
 
+_default: Connection | None = None
+_default_lock = threading.Lock()
+
+
+def default_connection() -> Connection:
+    """This process's connection for the faces that have no object to hang one on; found or started when first needed."""
+    global _default  # noqa: PLW0603 - one per process
+    with _default_lock:
+        if _default is None or not (_default.is_open or _default.may_reconnect):
+            _default = find(None, True)
+        return _default
+
+
 def close_shared() -> None:
     """Close the connections that were made for objects from elsewhere; for the end of a process, and for tests."""
+    global _default  # noqa: PLW0603 - one per process
+    with _default_lock:
+        if _default is not None:
+            _default.close()
+            _default = None
     with _shared_lock:
         while _shared:
             with contextlib.suppress(OSError):

@@ -69,6 +69,15 @@ def export(context: int, seqnos: list[int] | None, name: str, private: bool, lab
     return Request(wire.EXPORT, (context, seqnos, name, private), finish)
 
 
+def export_raw(context: int, seqno: int) -> Request[tuple[SyncFile, int]]:
+    """-> a SyncFile for one seqno, and the timeline's value when it was made."""
+
+    def finish(connection: Session, results: list[Any], fds: list[OwnedFd]) -> tuple[SyncFile, int]:
+        return sf.SyncFile(fds[0], connection=connection, handle=results[0]), results[2]
+
+    return Request(wire.EXPORT, (context, [seqno], "", False), finish)
+
+
 def _one(name: str, point: str | None = None) -> Any:
     def finish(connection: Session, results: list[Any], fds: list[OwnedFd]) -> SyncFile:
         return sf.SyncFile(fds[0], name=name, point=point, connection=connection, handle=results[0])

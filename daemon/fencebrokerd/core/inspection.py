@@ -11,7 +11,7 @@ from fencebroker.model import U64_MAX
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core.fence import Array, Fence, Placeholder, Stub, SyncFile
 from fencebrokerd.core.merge import leaves
-from fencebrokerd.core.minting import find_fence, find_timeline
+from fencebrokerd.core.minting import find_fence, find_timeline, uid_of
 
 if TYPE_CHECKING:
     from fencebrokerd.core.state import Session
@@ -35,7 +35,7 @@ def fence_row(fence: Fence) -> list[Any]:
         fence.status,
         fence.timestamp,
         fence.context,
-        fence.wanted if isinstance(fence, Placeholder) else fence.seqno,
+        _seqno(fence),
         owner,
         fence.created,
         fence.deadline,
@@ -107,7 +107,21 @@ def _timeline_row(timeline: Timeline) -> list[Any]:
 
 
 def _fence_list_row(fence: Fence) -> list[Any]:
-    return [fence.id, _kind(fence), len(fence.sync_files), fence.uid, *fence_row(fence)]
+    members = [member.id for member in fence.members] if isinstance(fence, Array) else []
+    return [fence.id, _kind(fence), len(fence.sync_files), fence.uid, *fence_row(fence), *_point_name(fence), members]
+
+
+def _point_name(fence: Fence) -> tuple[str | None, int | None]:
+    """The timeline's name and its owner's uid, by which others ask for this point; None where it cannot be asked for."""
+    if isinstance(fence, Placeholder):
+        return fence.name, fence.owner
+    timeline = fence.timeline
+    return (None, None) if timeline is None or timeline.name is None else (timeline.name, timeline.uid)
+
+
+def _seqno(fence: Fence) -> int:
+    """The seqno as it is shown: a placeholder has none of its own yet, and shows the one it waits for."""
+    return fence.wanted if isinstance(fence, Placeholder) else fence.seqno
 
 
 def _kind(fence: Fence) -> str:
@@ -123,7 +137,7 @@ def _sync_file_row(sync_file: SyncFile) -> list[Any]:
         sync_file.label,
         fence.status,
         fence.context,
-        fence.seqno,
+        _seqno(fence),
         sync_file.pid,
         sync_file.uid,
         sync_file.comm,
@@ -131,6 +145,9 @@ def _sync_file_row(sync_file: SyncFile) -> list[Any]:
         fence.timestamp,
         sync_file.tampered,
         sync_file.session is not None,
+        fence.id,
+        _kind(fence),
+        *_point_name(fence),
     ]
 
 
@@ -187,7 +204,7 @@ def _look_for_fence(turn: Turn, context: int, seqno: int) -> tuple[str, list[Any
     if timeline is not None:
         fence = timeline.points.get(seqno)
     else:
-        fence = next((f for f in turn.state.fences.values() if f.context == context and f.seqno == seqno), None)
+        fence = next((f for f in turn.state.fences.values() if f.context == context and _seqno(f) == seqno), None)
     return None if fence is None or not _may_see(turn, fence.uid) else ("fence", _fence_list_row(fence))
 
 
@@ -198,9 +215,19 @@ def _look_for_name(turn: Turn, text: str) -> tuple[str, list[Any]] | None:
     if timeline is None and not slash and turn.sees_all:
         named = [other for (_, known), other in turn.state.names.items() if known == name]
         timeline = named[0] if len(named) == 1 else None
-    if timeline is None or not _may_see(turn, timeline.uid):
+    if timeline is None:
+        return _look_for_placeholder(turn, user if slash else None, name, _number(seqno)) if at else None
+    if not _may_see(turn, timeline.uid):
         return None
     return _look_for_fence(turn, timeline.context, _number(seqno)) if at else ("timeline", _timeline_row(timeline))
+
+
+def _look_for_placeholder(turn: Turn, user: str | None, name: str, seqno: int) -> tuple[str, list[Any]] | None:
+    """Somebody may wait for the point of a timeline that does not exist: one's own placeholder, or the first one that may be seen."""
+    waiting = turn.state.placeholders.get((uid_of(turn, user), name), {})
+    found = [fence for (wanted, _), fence in waiting.items() if wanted == seqno and _may_see(turn, fence.uid)]
+    found.sort(key=lambda fence: fence.uid != turn.session.uid)
+    return ("fence", _fence_list_row(found[0])) if found else None
 
 
 def status(turn: Turn) -> None:

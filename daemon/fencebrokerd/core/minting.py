@@ -33,6 +33,7 @@ __all__ = [
     "release",
     "show_timeline",
     "sync_file",
+    "uid_of",
 ]
 
 T = TypeVar("T")
@@ -89,10 +90,11 @@ def _groups_of(turn: Turn, uid: int) -> tuple[int, frozenset[int]]:
 
 def find_timeline(turn: Turn, user: str | None, name: str) -> Timeline | None:
     """Look a name up; None if it does not exist."""
-    return turn.state.names.get((_uid_of(turn, user), name))
+    return turn.state.names.get((uid_of(turn, user), name))
 
 
-def _uid_of(turn: Turn, user: str | None) -> int:
+def uid_of(turn: Turn, user: str | None) -> int:
+    """The user that a name or point speaks of: None is one's own."""
     if user is None:
         return turn.session.uid
     if not (user.isascii() and user.isdigit()) or len(user) > 10:
@@ -201,7 +203,7 @@ def export(turn: Turn, context: int, seqnos: list[int] | None, name: str, privat
     turn.do(fx.CreateEventfds(session.id, turn.serial, first, handle - first))
     for status, handles in born.items():
         turn.do(fx.Signal(handles, status))
-    turn.answer(first, seqnos[0], handles=range(first, handle))
+    turn.answer(first, seqnos[0], timeline.value, handles=range(first, handle))
 
 
 def find_fence(turn: Turn, ref: int | None, reference: fx.Reference | None, error: int = errno.EINVAL) -> Fence:
@@ -274,7 +276,7 @@ def sync_file(turn: Turn, text: str, expiry: int | None) -> None:
     """Make a sync_file for a point by name, which may not be minted yet and whose timeline may not exist yet."""
     point = _check(lambda: parse_point(text))
     session, state = turn.session, turn.state
-    uid = _uid_of(turn, point.user)
+    uid = uid_of(turn, point.user)
     turn.check_sync_files(1)
     timeline = state.names.get((uid, point.timeline))
     if timeline is not None and timeline.allows(session.uid, session.gid, session.groups, READ):
