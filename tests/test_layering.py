@@ -39,6 +39,7 @@ LIBRARY_EXTRAS: Final[dict[str, dict[str, frozenset[str]]]] = {
     "errors.py": {"os": frozenset({"strerror"})},  # the text of an errno
     "wire.py": {"msgpack": frozenset({"packb", "unpackb", "Packer", "exceptions"})},  # one packet, one message: never an Unpacker
     "protocol.py": {},
+    "rows.py": {},
 }
 
 #: What the core may import of ours: itself, and values.  The messages of the wire are values; its codec does no I/O.
