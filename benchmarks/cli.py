@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ import click
 from benchmarks.measure import FULL, QUICK, measure
 from benchmarks.processes import BenchmarkError
 from benchmarks.profiling import WORKLOADS, profile
-from benchmarks.report import as_json, as_markdown, replace_between_markers, verdicts
+from benchmarks.report import as_json, as_markdown, machine, replace_between_markers, verdicts
 
 __all__ = ["main"]
 
@@ -49,15 +50,16 @@ def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool,
             click.echo(profile(workload))
             return
         settings = QUICK if quick else FULL
+        facts = machine()  # before this run adds to the load
         with click.progressbar(length=settings.rounds + 1, label="rounds", file=sys.stderr) as bar:
             results = measure(settings, lambda: bar.update(1))
     except BenchmarkError as err:
         click.echo(f"benchmarks: {err}", err=True)
         sys.exit(BROKEN)
-    tables = as_markdown(results, settings.rounds)
+    tables = as_markdown(results, settings.rounds, facts)
     click.echo(tables)
     if json_file is not None:
-        values = as_json(results, {"quick": quick, "rounds": settings.rounds, "wakes": settings.wakes, "operations": settings.operations})
+        values = as_json(results, {"quick": quick, **asdict(settings)}, facts)
         json_file.write_text(json.dumps(values, indent=1) + "\n")
     if docs is not None:
         _fill(docs, tables)

@@ -18,7 +18,7 @@ from benchmarks.waiting import BATCH
 __all__ = ["WORKLOADS", "profile"]
 
 #: How many times, and how many at once.
-_SHAPES = {"export": (5000, 1), "batch": (300, BATCH)}
+_SHAPES = {"export": (2000, 1), "batch": (100, BATCH)}
 WORKLOADS = tuple(_SHAPES)
 
 _LINES = 30

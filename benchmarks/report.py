@@ -39,11 +39,10 @@ def verdicts(results: Results) -> list[Ratio]:
     return [ratio for ratio in results[JUDGED][1] if ratio.met is not None] if JUDGED in results else []
 
 
-def as_markdown(results: Results, rounds: int) -> str:
-    """Write the tables."""
-    facts = machine()
+def as_markdown(results: Results, rounds: int, facts: Mapping[str, Any]) -> str:
+    """Write the tables; `facts` are `machine()`'s from before the run."""
     head = (
-        f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, {facts['python']}; {rounds} rounds, all peers in every round. "
+        f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, {facts['python']}; load before the run {facts['load_1min']}; {rounds} rounds, all peers in every round. "
         "Times in microseconds. A ratio is the median over the rounds, with the smallest and the largest round behind it."
     )
     parts = [head]
@@ -125,11 +124,11 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join([line(head), rule, *map(line, rows)])
 
 
-def as_json(results: Results, settings: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(results: Results, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything as plain values; `format` changes when the meaning of a field does."""
     return {
         "format": 1,
-        "machine": machine(),
+        "machine": dict(facts),
         "settings": dict(settings),
         "placements": {
             key: {
