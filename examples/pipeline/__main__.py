@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 import click
 from rich.console import Console
@@ -70,7 +70,7 @@ def main(frames: int, buffers: int, output: Path, without_fences: bool, victim: 
         number = error.args[0]
         click.echo(f"ended by {signal.Signals(number).name}, with all stages and the broker", err=True)
         sys.exit(128 + number)
-    _conclude(console, summary, output, without_fences, victim, killed_ns)
+    conclude(console, summary, output, without_fences, victim, killed_ns)
 
 
 def _check(frames: int, buffers: int, output: Path, without_fences: bool, victim: str | None) -> None:
@@ -128,11 +128,10 @@ def _check_end(pipeline: Pipeline, end: Ended, victim: str | None) -> None:
         raise PipelineError(pipeline.complaints() or f"the stage {end.stage} ended with status {end.status}")
 
 
-def _conclude(console: Console, summary: Summary, output: Path, without_fences: bool, victim: str | None, killed_ns: int) -> None:
+def conclude(console: Console, summary: Summary, output: Path, without_fences: bool, victim: str | None, killed_ns: int) -> NoReturn:
     """Print what happened and exit with what it means."""
     if victim:
         _conclude_kill(console, summary, output, victim, killed_ns)
-        return
     console.print(summary.table())
     torn = len(summary.torn)
     rate = f"{summary.finished} frames in {summary.seconds:.1f} s ({summary.frames_per_second:.0f} frames/s)"
@@ -143,7 +142,7 @@ def _conclude(console: Console, summary: Summary, output: Path, without_fences: 
     sys.exit(int(bool(torn) != without_fences))
 
 
-def _conclude_kill(console: Console, summary: Summary, output: Path, victim: str, killed_ns: int) -> None:
+def _conclude_kill(console: Console, summary: Summary, output: Path, victim: str, killed_ns: int) -> NoReturn:
     """Say who noticed the death, and exit with 0 if every survivor did, its neighbours through a fence."""
     for line in summary.who_saw_what(victim, killed_ns):
         console.print(line, highlight=False, soft_wrap=True)

@@ -124,24 +124,16 @@ class Pipeline:
     def _start_broker(self, undo: contextlib.ExitStack) -> subprocess.Popen[bytes]:
         ready, broker_end = os.pipe()
         log = self._folder / "broker.log"
+        # Should the launcher itself be killed, the broker leaves when it has been idle for ten seconds.
+        arguments = ["--listen", str(self._folder / "broker.sock"), "--ready-fd", str(broker_end), "--idle-exit", "10"]
         with open(ready, "rb") as readiness:
             try:
-                with log.open("wb") as errors:
+                with log.open("wb") as output:
                     process = subprocess.Popen(
-                        [
-                            sys.executable,
-                            "-m",
-                            "fencebrokerd",
-                            "--listen",
-                            str(self._folder / "broker.sock"),
-                            "--ready-fd",
-                            str(broker_end),
-                            "--idle-exit",
-                            "10",  # should the launcher itself be killed, the broker leaves on its own
-                        ],
+                        [sys.executable, "-P", "-m", "fencebrokerd", *arguments],
                         stdin=subprocess.DEVNULL,
-                        stdout=errors,
-                        stderr=errors,
+                        stdout=output,
+                        stderr=output,
                         pass_fds=(broker_end,),
                         start_new_session=True,
                     )

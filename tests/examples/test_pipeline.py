@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -11,9 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from examples.pipeline import clip, effect
+from examples.pipeline.__main__ import conclude
 from examples.pipeline.encode import GifFilm
+from examples.pipeline.report import Report
+from examples.pipeline.summary import Summary
 from tests.helpers import LIMIT, BrokerProcess, Child, Spawn, complaints
 
 _ROOT = Path(__file__).parents[2]
@@ -84,6 +89,54 @@ def test_without_the_waits_frames_tear_on_a_single_core_too(spawn: Spawn, tmp_pa
     code, output, _ = _finish(demo)
     assert _torn(output) > 0
     assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("torn", "without_fences", "code", "complaint"),
+    [
+        (0, False, 0, ""),
+        (3, False, 1, ""),
+        (3, True, 0, ""),
+        (0, True, 1, "this run proves nothing"),
+    ],
+)
+def test_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], torn: int, without_fences: bool, code: int, complaint: str
+) -> None:
+    """With fences nothing may tear; without them something must, or the check itself would be worth nothing."""
+    film = tmp_path / "demo.gif"
+    film.write_bytes(b"GIF89a")
+    summary = Summary(10)
+    for sequence in range(torn):
+        summary.add(Report("filter", "torn", sequence=sequence))
+        summary.add(Report("encode", "torn", sequence=sequence))  # the same frame, seen twice
+    with pytest.raises(SystemExit) as verdict:
+        conclude(Console(), summary, film, without_fences, None, 0)
+    assert verdict.value.code == code
+    output, log = capsys.readouterr()
+    assert _torn(output) == torn
+    assert complaint in log
+
+
+@pytest.mark.parametrize(
+    ("seen", "code"),
+    [
+        ([("capture", errno.ENOENT), ("encode", errno.ENOENT)], 0),
+        ([("capture", errno.ENOENT)], 1),
+        ([("capture", 0), ("encode", 0)], 1),
+    ],
+)
+def test_the_verdict_after_a_kill(tmp_path: Path, capsys: pytest.CaptureFixture[str], seen: list[tuple[str, int]], code: int) -> None:
+    """Every survivor must have noticed, and a closed socket alone is not what fences are for."""
+    summary = Summary(10)
+    for stage, error in seen:
+        summary.add(Report(stage, "broken", "out-fence", 3, 2_000_000, error, "the fence failed"))
+    with pytest.raises(SystemExit) as verdict:
+        conclude(Console(), summary, tmp_path / "demo.gif", False, "filter", 1_000_000)
+    assert verdict.value.code == code
+    output, log = capsys.readouterr()
+    assert "1.0 ms after the kill of filter" in output
+    assert ("not in order" in log) == (code == 1)
 
 
 def test_nothing_in_the_pipeline_sleeps() -> None:
