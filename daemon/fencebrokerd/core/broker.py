@@ -101,6 +101,19 @@ class Broker:
             minting.end_socket(turn, other)
         return turn.effects
 
+    # -- after the effects
+
+    @property
+    def is_untidy(self) -> bool:
+        """Whether ``tidy`` has something to do."""
+        return bool(self._turn.crowded)
+
+    def tidy(self, now: int) -> list[fx.Effect]:
+        """Forget what is over the quota of records; called when effects were carried out, so that it delays nobody's wake."""
+        turn = self._begin(now)
+        signalling.tidy(turn)
+        return turn.effects
+
     # -- time, failures, the end
 
     def expire(self, now: int) -> list[fx.Effect]:
@@ -179,6 +192,7 @@ class Broker:
             minting.end_socket(turn, socket)
         for session in list(self.state.sessions.values()):
             minting.end_session(turn, session)
+        signalling.tidy(turn)
         minting.forget_everything(turn)
         self.state.assert_empty()
         return turn.effects

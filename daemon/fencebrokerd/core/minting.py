@@ -12,7 +12,7 @@ from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
 from fencebrokerd.core.fence import Fence
 from fencebrokerd.core.merge import Plan, plan_all, plan_any, unwrap
-from fencebrokerd.core.signalling import cancel, forget, forget_if_unused, signal, trim
+from fencebrokerd.core.signalling import cancel, forget, forget_if_unused, signal
 from fencebrokerd.core.timeline import READ, WRITE, Timeline
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ def release(turn: Turn, unexposed: Iterable[int], exposed: Iterable[int]) -> Non
     for handle in exposed:
         if handle in handles:
             turn.emit(e.SyncFileReleased(handle))
-    trim(turn, turn.session.uid)
+    turn.crowded.add(turn.session.uid)
 
 
 def drop(turn: Turn, handles: Iterable[int]) -> None:
@@ -342,7 +342,7 @@ def end_session(turn: Turn, session: Session) -> None:
     for handle in list(session.handles):
         turn.emit(e.SyncFileReleased(handle))
     turn.emit(e.SessionClosed(session.id, turn.now))
-    trim(turn, session.uid)
+    turn.crowded.add(session.uid)
 
 
 def forget_everything(turn: Turn) -> None:

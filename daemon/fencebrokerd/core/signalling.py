@@ -20,33 +20,43 @@ if TYPE_CHECKING:
     from fencebrokerd.core.timeline import Timeline
     from fencebrokerd.core.turn import Turn
 
-__all__ = ["advance", "cancel", "cancel_all", "expire", "fail", "forget_if_unused", "inc", "set_deadline", "signal_point"]
+__all__ = ["advance", "cancel", "cancel_all", "expire", "fail", "forget_if_unused", "inc", "set_deadline", "signal_point", "tidy"]
 
 
 def signal(turn: Turn, fences: Iterable[tuple[Fence, int]]) -> None:
-    """Signal active fences with their statuses, then every array that is complete by that, then let old records go."""
+    """Signal active fences with their statuses, then every array that is complete by that."""
     groups: dict[int, list[int]] = {}
+    emit, now, crowded = turn.emit, turn.now, turn.crowded
     work = list(fences)
-    owners = set()
     # A list that grows while it is walked: arrays may complete arrays, to any depth, without recursion.
     for fence, status in work:
         if fence.status:
             continue
         arrays = fence.arrays
-        turn.emit(e.FenceSignalled(fence.id, status, turn.now))
-        owners.add(fence.uid)
+        emit(e.FenceSignalled(fence.id, status, now))
+        crowded.add(fence.uid)
         if fence.sync_files:
-            groups.setdefault(status, []).extend(fence.sync_files)
+            if status in groups:
+                groups[status].extend(fence.sync_files)
+            else:
+                groups[status] = list(fence.sync_files)
         if arrays:
             done = (array for array in arrays if not array.status and (array.any or not array.n_pending))
             work.extend((array, status if array.any else array.error or OK) for array in done)
+        if isinstance(fence, Array):
+            turn.leftovers.append(fence)
     for status, handles in groups.items():
         turn.do(fx.Signal(handles, status))
-    for fence, _ in work:
-        if isinstance(fence, Array):  # one that expired, or needed only one member, leaves active ones behind
-            for member in fence.members:
-                forget_if_unused(turn, member)
-    for uid in owners:
+
+
+def tidy(turn: Turn) -> None:
+    """Let go of what a signal left behind: active members of arrays that did not wait for them, and records over the quota."""
+    leftovers, turn.leftovers = turn.leftovers, []
+    for array in leftovers:
+        for member in array.members:
+            forget_if_unused(turn, member)
+    crowded, turn.crowded = turn.crowded, set()
+    for uid in crowded:
         trim(turn, uid)
 
 

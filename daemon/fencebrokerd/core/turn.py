@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from fencebroker.errors import Refusal
 from fencebrokerd.core import effects as fx
+from fencebrokerd.core.state import FOLD
 from fencebrokerd.core.trace import render
 
 if TYPE_CHECKING:
     from fencebroker.model import Limits
     from fencebrokerd.core.events import Event
+    from fencebrokerd.core.fence import Array
     from fencebrokerd.core.state import Session, State
     from fencebrokerd.core.trace import Line
 
@@ -21,7 +23,7 @@ __all__ = ["Turn"]
 class Turn:
     """Collects events and effects.  An event changes the state at once, so that what is decided next sees it."""
 
-    __slots__ = ("effects", "events", "limits", "lines", "now", "serial", "session", "state", "tracing")
+    __slots__ = ("crowded", "effects", "events", "leftovers", "limits", "lines", "now", "serial", "session", "state", "tracing")
 
     def __init__(self, state: State, limits: Limits) -> None:
         self.state = state
@@ -34,13 +36,17 @@ class Turn:
         #: Sessions that asked for events; while there are any, each event is rendered as a line.
         self.tracing: set[int] = set()
         self.lines: list[Line] = []
+        #: What ``signalling.tidy`` has to look at after the effects are carried out, for whoever waits is woken first: users whose signalled
+        #: records may be over the quota, and arrays that may have left active members behind.
+        self.crowded: set[int] = set()
+        self.leftovers: list[Array] = []
 
     def emit(self, event: Event) -> None:
         """Record ``event`` and fold it in."""
         self.events.append(event)
         if self.tracing:
             self.lines.extend(render(self.state, event, self.now))
-        self.state.apply(event)
+        FOLD[type(event)](self.state, event)
 
     def do(self, effect: fx.Effect) -> None:
         """Ask the shell for something, after what was asked before."""

@@ -414,6 +414,8 @@ class Server:
         for effect in effects:
             if not act[type(effect)](effect):
                 break
+        if self._core.is_untidy:
+            self._carry_out(self._core.tidy(time.monotonic_ns()))
         if self._core.is_traced:
             self._publish()
 
