@@ -77,7 +77,10 @@ class Identity:
         return fx.DetachedFence(status)
 
     def _identify_socket(self, fd: int) -> fx.Reference:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
+        except OSError:  # opened with O_PATH: it stands for a socket and is none
+            return fx.Foreign("a socket that cannot be looked at")
         try:
             socket_id = self._cookies.get(_cookie(sock))
         finally:

@@ -10,7 +10,10 @@ Rule
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import resource
 import select
 import signal
 import socket
@@ -42,6 +45,8 @@ SWEEP: Final = 300
 ACCEPTS: Final = 16
 #: uid 65534 stands for every user that is not mapped into our user namespace (/proc/sys/kernel/overflowuid).
 OVERFLOW_UID: Final = 65534
+#: Descriptors that no session may take, for what clients send is received and looked at; half of them for telling a session so.
+MARGIN: Final = 16
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 _LINES: Final = 24  # rendered events in one packet
 Effects = list[fx.Effect]
@@ -75,6 +80,7 @@ class Server:
         self._deaf = False  # the listeners are not watched
         self._spare: OwnedFd | None = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC))
         self._wake_r, self._wake_w = socket.socketpair()
+        self._full = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - MARGIN
         self._act: dict[type, Callable[[Any], bool]] = {
             fx.CreateEventfds: self._create_eventfds,
             fx.CreateSocket: self._create_socket,
@@ -212,7 +218,8 @@ class Server:
             self._spare.close()
             self._spare = None
         try:
-            listener.accept()[0].close()
+            with contextlib.suppress(BlockingIOError):  # accept says EMFILE before it looks whether anybody waits
+                listener.accept()[0].close()
             self._spare = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC))
         except OSError:
             # Not even that (the machine's table is full): listen again when a client leaves.
@@ -223,8 +230,8 @@ class Server:
     def _add_peer(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         limits = self._config.limits
-        if len(self._peers) >= limits.sessions:
-            self._log.once(-1, "sessions", f"more than {limits.sessions} sessions")
+        if sock.fileno() >= self._full + MARGIN // 2:
+            self._log.once(-1, "full", "a connection was turned away: the descriptor limit is used up")
             sock.close()
             return
         peer = Peer(self._next_session, sock, time.monotonic_ns(), limits.queued_bytes, limits.unread_descriptors)
@@ -291,7 +298,7 @@ class Server:
 
     def _receive(self, peer: Peer, packet: bytes, fds: list[OwnedFd]) -> None:
         try:
-            message, spec = wire.decode_request(packet, len(fds))
+            message, _ = wire.decode_request(packet, len(fds))
             peer.conversation.move(Move.HELLO if message[1] == wire.HELLO else Move.REQUEST)
         except (wire.Malformed, Violation) as err:
             self._reap(fds)
@@ -301,8 +308,6 @@ class Server:
             self._greet(peer, message)
             return
         references = self._identify(fds) if fds else ()
-        if spec is None:
-            self._reap(fds)
         now = time.monotonic_ns()
         if message[1] == wire.STATUS:
             self._add_own_status(self._core.handle(peer.session, message, references, now))
@@ -335,7 +340,7 @@ class Server:
         elif who.uid == OVERFLOW_UID and not self._config.allow_overflow_uid:
             text = "the broker sees uid 65534, which stands for every user that is not mapped into its user namespace; "
             refusal = Refusal(1, text + "run the client without a user namespace of its own, or set allow_overflow_uid")  # EPERM
-        else:
+        elif (refusal := self._no_room(peer)) is None:
             try:
                 self._core.connect(peer.session, who.uid, who.gid, who.groups, who.pid, who.comm, time.monotonic_ns())
             except Refusal as err:
@@ -349,6 +354,17 @@ class Server:
             return
         peer.conversation.move(Move.ACCEPT)
         self._send(fx.Send(peer.session, [serial, 0, wire.VERSION, __version__, os.getpid(), peer.session]))
+
+    def _no_room(self, peer: Peer) -> Refusal | None:
+        limits = self._config.limits
+        used = len(self._peers) - len(self._silent)
+        if used >= limits.sessions:
+            quota = "sessions in all"
+            return Refusal(errno.EDQUOT, f"{quota}: {used} of {limits.sessions} are in use", (quota, limits.sessions, used))
+        if peer.sock.fileno() >= self._full:
+            quota, used = "descriptors of the broker (sessions)", self._core.state.n_descriptors
+            return Refusal(errno.EMFILE, f"{quota}: {used} of {limits.descriptors} are in use", (quota, limits.descriptors, used))
+        return None
 
     def _add_own_status(self, effects: Effects) -> None:
         """The core knows counts; the process adds what only it knows."""
