@@ -63,11 +63,13 @@ Fd: TypeAlias = "int | HasFileno"
 
 
 class Truncated(ConnectionError):
-    """A message or its descriptors did not fit.  ``fds`` owns what did arrive; whoever catches this closes it."""
+    """A message (``packet``) or its descriptors did not fit.  ``fds`` owns what did arrive; whoever catches this closes it."""
 
-    def __init__(self, text: str, fds: Sequence[OwnedFd] = ()) -> None:
+    def __init__(self, text: str, fds: Sequence[OwnedFd] = (), packet: bytes = b"", descriptors_lost: bool = False) -> None:
         super().__init__(text)
         self.fds = fds
+        self.packet = packet
+        self.descriptors_lost = descriptors_lost
 
 
 class OwnedFd:
@@ -155,7 +157,8 @@ def recv_packet(sock: socket.socket, flags: int = 0, size: int = _RECEIVE) -> tu
     fds = _own(control)
     if happened & _CUT:
         if happened & _DESCRIPTORS_CUT:
-            raise Truncated("descriptors of a message were lost: this process is at its descriptor limit (RLIMIT_NOFILE)", fds)
+            text = "descriptors of a message were lost: this process is at its descriptor limit (RLIMIT_NOFILE)"
+            raise Truncated(text, fds, packet, descriptors_lost=True)
         raise Truncated(f"a message was longer than {size - 1} bytes", fds)
     return packet, fds
 

@@ -282,6 +282,15 @@ def decode_timeline(packet: bytes) -> Message:
     return message
 
 
+def serial_of(packet: bytes) -> int:
+    """The serial of a request that cannot be handled, for a refusal; 0 if it has none."""
+    try:
+        message = _decode(packet)
+    except Malformed:
+        return 0
+    return message[0] if message and _is_positive(message[0]) else 0
+
+
 def decode_answer(packet: bytes) -> Message:
     """Decode what a broker sent: ``[serial, errno, ...]``, or ``[0, ...]`` for an event.  Raises Malformed."""
     message = _decode(packet)

@@ -10,7 +10,6 @@ Rule
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import resource
@@ -30,19 +29,19 @@ from fencebrokerd.config import Config
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core.broker import Broker
 from fencebrokerd.shell.creators import Creators
+from fencebrokerd.shell.door import Door
 from fencebrokerd.shell.eventfds import Eventfds
 from fencebrokerd.shell.identity import Identity
 from fencebrokerd.shell.log import Log, escape
 from fencebrokerd.shell.notify import notify
 from fencebrokerd.shell.peer import Peer, TooSlow
 from fencebrokerd.shell.reaper import Reaper
+from fencebrokerd.shell.sockets import Sockets
 
 __all__ = ["Server"]
 
 #: Packets taken from one timeline's socket in one sweep: as many as a default socket can queue, so what was sent before is seen.
 SWEEP: Final = 300
-#: Connections accepted in one turn; the rest waits for the next.
-ACCEPTS: Final = 16
 #: uid 65534 stands for every user that is not mapped into our user namespace (/proc/sys/kernel/overflowuid).
 OVERFLOW_UID: Final = 65534
 #: Descriptors that no session may take, for what clients send is received and looked at; half of them for telling a session so.
@@ -58,27 +57,23 @@ class Server:
     def __init__(self, config: Config, core: Broker, listeners: list[socket.socket], log: Log) -> None:
         self._config = config
         self._core = core
-        self._listeners = listeners
         self._log = log
         self._started = time.monotonic_ns()
         self._epoll = select.epoll()
-        self._timeline_epoll = select.epoll()
+        self._door = Door(listeners, self._epoll, log)
         self._identity = Identity()
         self._eventfds = Eventfds(self._identity)
         self._reaper = Reaper()
+        self._sockets = Sockets(self._identity, self._reaper)
         self._creators = Creators(self._epoll)
         self._peers: dict[int, Peer] = {}  # by session
         self._by_fd: dict[int, Peer] = {}
         self._silent: dict[int, Peer] = {}  # before their hello
         self._queued: dict[int, Peer] = {}  # with unsent output
-        self._sockets: dict[int, socket.socket] = {}  # our ends of timelines
-        self._socket_of: dict[int, int] = {}  # fd -> socket id
-        self._ends: dict[int, socket.socket] = {}  # clients' ends, until they are sent
         self._next_session = 1
         self._stopping = False
         self._idle_since: int | None = None
-        self._deaf = False  # the listeners are not watched
-        self._spare: OwnedFd | None = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC))
+        self._depth = 0
         self._wake_r, self._wake_w = socket.socketpair()
         self._full = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - MARGIN
         self._act: dict[type, Callable[[Any], bool]] = {
@@ -99,13 +94,9 @@ class Server:
         Returns how many active fences were completed with -ECANCELED.
         """
         self._watch_signals()
-        for listener in self._listeners:
-            listener.setblocking(False)
-            self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(self._wake_r.fileno(), select.EPOLLIN)
-        self._epoll.register(self._timeline_epoll.fileno(), select.EPOLLIN)
-        listening = {listener.fileno(): listener for listener in self._listeners}
-        timelines, wake = self._timeline_epoll.fileno(), self._wake_r.fileno()
+        self._epoll.register(self._sockets.fileno(), select.EPOLLIN)
+        timelines, wake = self._sockets.fileno(), self._wake_r.fileno()
         ready()
         while not self._stopping:
             for fd, events in self._epoll.poll(self._timeout()):
@@ -113,8 +104,9 @@ class Server:
                     self._sweep(1)
                 elif (peer := self._by_fd.get(fd)) is not None:
                     self._turn(peer, events)
-                elif fd in listening:
-                    self._accept(listening[fd])
+                elif fd in self._door:
+                    for guest in self._door.guests(fd):
+                        self._add_peer(guest)
                 elif fd == wake:
                     self._wake_r.recv(4096)
                 elif (session := self._creators.session_of(fd)) is not None:
@@ -143,16 +135,12 @@ class Server:
         signal.set_wakeup_fd(-1)
         for peer in list(self._peers.values()):
             self._drop_peer(peer)
-        for end in self._ends.values():
-            end.close()
-        for sock in (*self._listeners, self._wake_r, self._wake_w):
-            sock.close()
+        self._sockets.close_all()
         self._eventfds.close_all()
-        if self._spare is not None:
-            self._spare.close()
         self._creators.close()
-        self._timeline_epoll.close()
-        self._epoll.close()
+        self._door.close()
+        for sock in (self._wake_r, self._wake_w, self._epoll):
+            sock.close()
         self._reaper.stop(1.0)
         return n
 
@@ -200,33 +188,6 @@ class Server:
 
     # -- connections
 
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS):
-            try:
-                sock, _address = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as err:
-                self._shed(listener, err)
-                return
-            self._add_peer(sock)
-
-    def _shed(self, listener: socket.socket, err: OSError) -> None:
-        """No descriptor for a client: use the spare one to turn it away.  A connection left waiting would wake us for ever."""
-        self._log.once(-1, f"accept {err.errno}", f"a connection could not be accepted: {err.strerror}")
-        if self._spare is not None:
-            self._spare.close()
-            self._spare = None
-        try:
-            with contextlib.suppress(BlockingIOError):  # accept says EMFILE before it looks whether anybody waits
-                listener.accept()[0].close()
-            self._spare = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC))
-        except OSError:
-            # Not even that (the machine's table is full): listen again when a client leaves.
-            for other in self._listeners:
-                self._epoll.modify(other.fileno(), 0)
-            self._deaf = True
-
     def _add_peer(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         limits = self._config.limits
@@ -261,10 +222,7 @@ class Server:
         peer.close_queue()
         # Its queue may hold files of the client's, whose closing can block.
         self._reaper.close_fd(peer.sock.detach())
-        if self._deaf:
-            self._deaf = False
-            for listener in self._listeners:
-                self._epoll.modify(listener.fileno(), select.EPOLLIN)
+        self._door.open_again()
 
     # -- sessions
 
@@ -281,6 +239,7 @@ class Server:
             return  # it died with an answer unread; what it sent before is still to come, then end-of-file
         except Truncated as err:
             self._reap(err.fds)
+            self._explain(peer, err)
             self._end_peer(peer, str(err))
             return
         if not packet:
@@ -295,6 +254,15 @@ class Server:
             self._receive(peer, packet, fds)
         else:
             self._reap(fds)
+
+    def _explain(self, peer: Peer, err: Truncated) -> None:
+        """Descriptors were lost because this process has no room: it is not the client's fault, so it hears why before it is disconnected."""
+        serial = wire.serial_of(err.packet)
+        if err.descriptors_lost and serial and peer.conversation.is_open:
+            limit, used = self._config.limits.descriptors, self._core.state.n_descriptors
+            quota = "descriptors of the broker (received)"
+            text = f"{quota}: {used} of {limit} are in use and those of this message did not fit; the session ends"
+            self._send(fx.Send(peer.session, [serial, errno.EMFILE, text, [quota, limit, used]]))
 
     def _receive(self, peer: Peer, packet: bytes, fds: list[OwnedFd]) -> None:
         try:
@@ -336,10 +304,10 @@ class Server:
         refusal: Refusal | None = None
         if version != wire.VERSION:
             text = f"this broker (fencebroker {__version__}) speaks version {wire.VERSION} of the protocol, the client version {version}; "
-            refusal = Refusal(93, text + "restart the older of the two (a per-user broker: fencectl restart --user)")  # EPROTONOSUPPORT
+            refusal = Refusal(errno.EPROTONOSUPPORT, text + "restart the older of the two (a per-user broker: fencectl restart --user)")
         elif who.uid == OVERFLOW_UID and not self._config.allow_overflow_uid:
             text = "the broker sees uid 65534, which stands for every user that is not mapped into its user namespace; "
-            refusal = Refusal(1, text + "run the client without a user namespace of its own, or set allow_overflow_uid")  # EPERM
+            refusal = Refusal(errno.EPERM, text + "run the client without a user namespace of its own, or set allow_overflow_uid")
         elif (refusal := self._no_room(peer)) is None:
             try:
                 self._core.connect(peer.session, who.uid, who.gid, who.groups, who.pid, who.comm, time.monotonic_ns())
@@ -391,45 +359,43 @@ class Server:
     def _sweep(self, rounds: int = SWEEP) -> None:
         """Take what waits on timelines' sockets, in turns, a packet each: all of it, or so many rounds."""
         for _ in range(rounds):
-            ready = self._timeline_epoll.poll(0)
-            if not ready:
+            found = False
+            for socket_id, events in self._sockets.ready():
+                found = True
+                self._take(socket_id, events)
+            if not found:
                 return
-            for fd, events in ready:
-                socket_id = self._socket_of.get(fd)
-                if socket_id is not None:
-                    self._take(socket_id, events)
 
     def _take(self, socket_id: int, events: int) -> None:
         now = time.monotonic_ns()
         try:
-            packet, fds = recv_packet(self._sockets[socket_id], NOWAIT)
-            if fds:
-                self._reap(fds)
-                raise wire.Malformed("descriptors came on a timeline's socket")
-            if packet:
-                message = wire.decode_timeline(packet)
-                effects = self._core.handle_timeline(socket_id, message, now)
-            elif events & select.EPOLLHUP:
-                effects = self._core.end_socket(socket_id, now)
-            else:
-                raise wire.Malformed("an empty packet")
+            message = self._sockets.receive(socket_id, events)
         except (BlockingIOError, ConnectionResetError):
             return
-        except (wire.Malformed, Truncated) as err:
-            if isinstance(err, Truncated):
-                self._reap(err.fds)
+        except wire.Malformed as err:
             timeline = self._core.state.sockets[socket_id]
             self._log.once(timeline.uid, "timeline", f"timeline {escape(timeline.label)} fails with EPROTO: {escape(str(err))}")
-            effects = self._core.break_timeline(socket_id, now)
-        self._carry_out(effects)
+            self._carry_out(self._core.break_timeline(socket_id, now))
+            return
+        if message is None:
+            self._carry_out(self._core.end_socket(socket_id, now))
+        else:
+            self._carry_out(self._core.handle_timeline(socket_id, message, now))
 
     # -- effects
 
     def _carry_out(self, effects: Effects) -> None:
+        """Act in order.  What an action brings about (a refusal, a poisoned eventfd) is carried out within; tidying comes when all is done,
+        for it may close what is still to be signalled.
+        """
         act = self._act
+        self._depth += 1
         for effect in effects:
             if not act[type(effect)](effect):
                 break
+        self._depth -= 1
+        if self._depth:
+            return
         if self._core.is_untidy:
             self._carry_out(self._core.tidy(time.monotonic_ns()))
         if self._core.is_traced:
@@ -445,18 +411,13 @@ class Server:
 
     def _create_socket(self, effect: fx.CreateSocket) -> bool:
         try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            end = self._sockets.create(effect.socket)
         except OSError as err:
             self._carry_out(self._core.socket_failed(effect, err.errno or 0, time.monotonic_ns()))
             return False
-        self._identity.add_socket(effect.socket, theirs)
-        self._sockets[effect.socket] = ours
-        self._socket_of[ours.fileno()] = effect.socket
-        self._ends[effect.socket] = theirs
-        self._core.socket_made(effect.socket, os.fstat(theirs.fileno()).st_ino, time.monotonic_ns())
+        self._core.socket_made(effect.socket, os.fstat(end.fileno()).st_ino, time.monotonic_ns())
         if self._core.creator_of(effect.socket) == effect.session and effect.session in self._peers:
             self._creators.watch(effect.session, self._peers[effect.session].sock)
-        self._timeline_epoll.register(ours.fileno(), select.EPOLLIN)
         return True
 
     def _signal(self, effect: fx.Signal) -> bool:
@@ -474,23 +435,14 @@ class Server:
         return True
 
     def _close_socket(self, effect: fx.CloseSocket) -> bool:
-        sock = self._sockets.pop(effect.socket, None)
-        if sock is not None:
-            self._timeline_epoll.unregister(sock.fileno())
-            del self._socket_of[sock.fileno()]
-            self._identity.remove_socket(effect.socket)
-            end = self._ends.pop(effect.socket, None)
-            if end is not None:
-                end.close()
-            if effect.last_of is not None:
-                self._creators.forget(effect.last_of)
-            # Packets with files of a client's may be unread in it.
-            self._reaper.close_fd(sock.detach())
+        self._sockets.close(effect.socket)
+        if effect.last_of is not None:
+            self._creators.forget(effect.last_of)
         return True
 
     def _send(self, send: fx.Send) -> bool:
         peer = self._peers.get(send.session)
-        end = None if send.socket is None else self._ends.pop(send.socket)
+        end = None if send.socket is None else self._sockets.take(send.socket)
         try:
             if peer is None:
                 return True

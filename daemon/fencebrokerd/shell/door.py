@@ -1,0 +1,86 @@
+"""The listening sockets: who comes in, and what happens when there is no descriptor left for a guest.
+
+A connection that is left waiting keeps the listener readable and would wake the loop for ever.  So one descriptor is kept spare: it is
+given up to accept the guest and turn it away.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+from fencebroker.fds import OwnedFd
+from fencebrokerd.shell.log import Log
+
+__all__ = ["Door"]
+
+#: Connections accepted in one turn; the rest waits for the next.
+ACCEPTS: Final = 16
+
+
+class Door:
+    """Owns the listeners and the spare descriptor."""
+
+    def __init__(self, listeners: list[socket.socket], epoll: select.epoll, log: Log) -> None:
+        self._listeners = {listener.fileno(): listener for listener in listeners}
+        self._epoll = epoll
+        self._log = log
+        self._spare: OwnedFd | None = _spare()
+        self._is_shut = False
+        for fd, listener in self._listeners.items():
+            listener.setblocking(False)
+            epoll.register(fd, select.EPOLLIN)
+
+    def __contains__(self, fd: int) -> bool:
+        return fd in self._listeners
+
+    def guests(self, fd: int) -> Iterator[socket.socket]:
+        """Yield new connections, which the caller owns."""
+        listener = self._listeners[fd]
+        for _ in range(ACCEPTS):
+            try:
+                guest = listener.accept()[0]
+            except BlockingIOError:
+                return
+            except OSError as err:
+                self._turn_away(listener, err)
+                return
+            guest.setblocking(False)
+            yield guest
+
+    def _turn_away(self, listener: socket.socket, err: OSError) -> None:
+        self._log.once(-1, f"accept {err.errno}", f"a connection could not be accepted: {err.strerror}")
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+        try:
+            listener.accept()[0].close()
+            self._spare = _spare()
+        except OSError:
+            # Not even that: the machine's table is full.  Nobody is let in until somebody leaves.
+            self._watch(0)
+            self._is_shut = True
+
+    def open_again(self) -> None:
+        """Somebody left: let others in again, if the door had to be shut."""
+        if self._is_shut:
+            self._is_shut = False
+            self._watch(select.EPOLLIN)
+
+    def _watch(self, events: int) -> None:
+        for fd in self._listeners:
+            self._epoll.modify(fd, events)
+
+    def close(self) -> None:
+        """Close the listeners."""
+        for listener in self._listeners.values():
+            listener.close()
+        if self._spare is not None:
+            self._spare.close()
+
+
+def _spare() -> OwnedFd:
+    return OwnedFd(os.eventfd(0, os.EFD_CLOEXEC))

@@ -1,0 +1,94 @@
+"""Timelines' sockets: our end of each, watched in an epoll of their own, and the other end until it is sent out.
+
+A packet here is one-way and nothing is ever written.  A zero-length read is end-of-file only together with EPOLLHUP; alone it is an empty
+packet, which is malformed.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator, Sequence
+
+from fencebroker import wire
+from fencebroker.fds import NOWAIT, OwnedFd, Truncated, recv_packet
+from fencebrokerd.shell.identity import Identity
+from fencebrokerd.shell.reaper import Reaper
+
+__all__ = ["Sockets"]
+
+
+class Sockets:
+    """Owns both ends of every timeline's socketpair, the clients' ends only until they are taken."""
+
+    def __init__(self, identity: Identity, reaper: Reaper) -> None:
+        self._identity = identity
+        self._reaper = reaper
+        self._epoll = select.epoll()
+        self._ours: dict[int, socket.socket] = {}
+        self._by_fd: dict[int, int] = {}
+        self._theirs: dict[int, socket.socket] = {}
+
+    def fileno(self) -> int:
+        """The epoll's descriptor: readable when any socket is."""
+        return self._epoll.fileno()
+
+    def create(self, socket_id: int) -> socket.socket:
+        """Make a pair and watch our end; returns the other end, borrowed.  OSError is the kernel's."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._identity.add_socket(socket_id, theirs)
+        self._ours[socket_id] = ours
+        self._by_fd[ours.fileno()] = socket_id
+        self._theirs[socket_id] = theirs
+        self._epoll.register(ours.fileno(), select.EPOLLIN)
+        return theirs
+
+    def take(self, socket_id: int) -> socket.socket:
+        """Hand the client's end over; the caller closes it when it is sent."""
+        return self._theirs.pop(socket_id)
+
+    def ready(self) -> Iterator[tuple[int, int]]:
+        """Yield what can be read now, as (socket id, events); a socket that was closed meanwhile is passed over."""
+        for fd, events in self._epoll.poll(0):
+            socket_id = self._by_fd.get(fd)
+            if socket_id is not None:
+                yield socket_id, events
+
+    def receive(self, socket_id: int, events: int) -> list[object] | None:
+        """Take one message: None is end-of-file.  BlockingIOError when there is none, wire.Malformed when it is out of form."""
+        try:
+            packet, fds = recv_packet(self._ours[socket_id], NOWAIT)
+        except Truncated as err:
+            self._reap(err.fds)
+            raise wire.Malformed(str(err)) from err
+        if fds:
+            self._reap(fds)
+            raise wire.Malformed("descriptors came on a timeline's socket")
+        if packet:
+            return wire.decode_timeline(packet)
+        if not events & select.EPOLLHUP:
+            raise wire.Malformed("an empty packet")
+        return None
+
+    def _reap(self, fds: Sequence[OwnedFd]) -> None:
+        for fd in fds:
+            self._reaper.close_fd(fd.detach())
+
+    def close(self, socket_id: int) -> None:
+        """Close a pair; what is unread in it may hold files of a client's, whose closing can block."""
+        ours = self._ours.pop(socket_id, None)
+        if ours is None:
+            return
+        self._epoll.unregister(ours.fileno())
+        del self._by_fd[ours.fileno()]
+        self._identity.remove_socket(socket_id)
+        theirs = self._theirs.pop(socket_id, None)
+        if theirs is not None:
+            theirs.close()
+        self._reaper.close_fd(ours.detach())
+
+    def close_all(self) -> None:
+        """Close everything."""
+        for socket_id in list(self._ours):
+            self.close(socket_id)
+        self._epoll.close()
