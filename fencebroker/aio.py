@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
+import os
 import socket
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from fencebroker import requests, wire
 from fencebroker.client import check_expiry, check_mode, read_events, wire_name, wire_point
-from fencebroker.connection import Connection, Request, read_answer, refusal_of
+from fencebroker.connection import Connection, Request, lost_handles, no_room, read_answer, refusal_of
 from fencebroker.errors import BrokerUnavailable, FenceError, NotASyncFile
 from fencebroker.fds import NOWAIT, HasFileno, OwnedFd, Truncated, close_all, recv_packet, send_packet
 from fencebroker.finding import find
@@ -27,8 +30,6 @@ from fencebroker.sync_file import SyncFile, deadline_of, error_from_info
 from fencebroker.timeline import Signaller, check_bool
 
 if TYPE_CHECKING:
-    import os
-
     from fencebroker.model import Event, SyncFileInfo
 
 __all__ = ["Broker", "Timeline", "connect", "wait"]
@@ -61,7 +62,9 @@ class LoopConnection:
         self.path: Path = connection.path
         self.epoch = object()
         self._loop = asyncio.get_running_loop()
-        self._serial, self._sock = connection.hand_over()
+        serial, self._sock = connection.hand_over()
+        self._serials = itertools.count(serial + 1)  # releases take theirs in any thread
+        self._closed = False
         self._lock = asyncio.Lock()
         self._sending = threading.Lock()
         self._pending: dict[int, tuple[Request[Any], asyncio.Future[Answer]]] = {}
@@ -69,10 +72,16 @@ class LoopConnection:
         self._released: dict[bool, list[int]] = {False: [], True: []}  # by whether they were exposed
         self.on_event: Callable[[bytes], None] | None = None
         self._loop.add_reader(self._sock.fileno(), self._read)
+        _connections.add(self)
 
     @property
     def is_open(self) -> bool:
         return self._sock.fileno() >= 0
+
+    @property
+    def is_lost(self) -> bool:
+        """The broker went away, or ended this session."""
+        return not self.is_open and not self._closed
 
     def peer_fd(self) -> int | None:
         """The socket's number, for a blocking wait in a thread; None when closed."""
@@ -84,15 +93,16 @@ class LoopConnection:
             if not self.is_open:
                 raise BrokerUnavailable(f"this connection to {self.path} was closed, or its broker went away")
             self._tell_released()
-            self._serial += 1
+            serial = next(self._serials)
             future: asyncio.Future[Answer] = self._loop.create_future()
-            self._pending[self._serial] = request, future
+            self._pending[serial] = request, future
             try:
-                await self._send(wire.encode((self._serial, request.op, *request.arguments)), request.fds)
+                await self._send(wire.encode((serial, request.op, *request.arguments)), request.fds)
                 answer, fds = await future
-            except asyncio.CancelledError:
+            except BaseException:
                 if future.done() and not future.cancelled() and future.exception() is None:
                     self._discard(request, *future.result())
+                future.cancel()
                 raise
         refusal = refusal_of(answer)
         if refusal is not None:
@@ -120,8 +130,7 @@ class LoopConnection:
             return
         except Truncated as err:
             close_all(err.fds)
-            text = "an answer's descriptors did not fit: this process is at its descriptor limit (RLIMIT_NOFILE)"
-            self._lose(OSError(errno.EMFILE, text))
+            self._lose_descriptors(err.packet)
             return
         except OSError:
             self._lose()
@@ -141,6 +150,18 @@ class LoopConnection:
             self._discard(request, answer, fds)
         else:
             future.set_result((answer, fds))
+
+    def _lose_descriptors(self, packet: bytes) -> None:
+        """An answer came without its descriptors.  Only its request fails; what it made is given back."""
+        try:
+            serial = wire.decode_answer(packet)[0]
+        except wire.Malformed:
+            self._lose(no_room())
+            return
+        request, future = self._pending.pop(serial)
+        self._released[False] += lost_handles(request, serial, packet)
+        if not future.done():
+            future.set_exception(no_room())
 
     def _discard(self, request: Request[Any], answer: list[Any], fds: list[OwnedFd]) -> None:
         """An answer that nobody waits for any more: close what it brought."""
@@ -165,9 +186,8 @@ class LoopConnection:
             return
         try:
             unexposed, exposed = self._released[False][:500], self._released[True][:500]
-            self._serial += 1
             with contextlib.suppress(OSError):  # full: they go with the next request; gone: nobody needs to know
-                send_packet(self._sock, wire.encode((self._serial, wire.RELEASE, unexposed, exposed)), (), NOWAIT)
+                send_packet(self._sock, wire.encode((next(self._serials), wire.RELEASE, unexposed, exposed)), (), NOWAIT)
                 del self._released[False][: len(unexposed)], self._released[True][: len(exposed)]
         finally:
             self._sending.release()
@@ -175,9 +195,8 @@ class LoopConnection:
     def tell(self, op: int, *arguments: Any) -> None:
         """Send a one-way request if there is room; each of them is a courtesy."""
         if self.is_open:
-            self._serial += 1
             with contextlib.suppress(OSError):
-                send_packet(self._sock, wire.encode((self._serial, op, *arguments)), (), NOWAIT)
+                send_packet(self._sock, wire.encode((next(self._serials), op, *arguments)), (), NOWAIT)
 
     def watch(self, waiter: asyncio.Future[None]) -> None:
         """Let ``waiter`` fail when the broker goes."""
@@ -200,8 +219,25 @@ class LoopConnection:
 
     def close(self) -> None:
         """Close the socket.  Waits for fences go on, requests fail."""
+        self._closed = True
         self._waiters.clear()
         self._lose(BrokerUnavailable(f"this connection to {self.path} was closed"))
+
+    def _after_fork(self) -> None:
+        """In the child: socket and event loop are the parent's.  Close this copy and touch nothing else."""
+        self._closed = True
+        self._sock.close()
+
+
+_connections: weakref.WeakSet[LoopConnection] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for connection in list(_connections):
+        connection._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 async def _ready(loop: asyncio.AbstractEventLoop, fd: int, writing: bool, connection: LoopConnection | None = None) -> None:
@@ -242,11 +278,11 @@ async def wait(fence: SyncFile, timeout: float | None = None) -> None:  # noqa: 
 
 @contextlib.asynccontextmanager
 async def _limit(seconds: float | None, fence: SyncFile) -> AsyncIterator[None]:
-    deadline_of(seconds)  # checks it
+    deadline = deadline_of(seconds)
     if seconds == 0 and fence.status() == ACTIVE:
         raise TimeoutError(f"{fence.label} has not signalled")
     try:
-        async with asyncio.timeout(seconds or None):
+        async with asyncio.timeout(None if deadline is None or not seconds else seconds):
             yield
     except TimeoutError:
         raise TimeoutError(f"{fence.label} did not signal in time") from None
@@ -256,6 +292,8 @@ async def _wait(fence: SyncFile, connection: LoopConnection | None) -> None:
     with fence._dup_fd() as own:
         status = fence._peek(own)
         if status == ACTIVE:
+            if connection is not None and connection.is_lost:
+                raise BrokerUnavailable(f"the broker at {connection.path} went away; {fence.label} may never signal")
             await _ready(asyncio.get_running_loop(), own.fileno(), False, connection)
             status = fence._peek(own)
         if status is None:  # tampered with: only the broker knows

@@ -27,19 +27,25 @@ from fencebroker.errors import BrokerUnavailable, exception_from_refusal
 from fencebroker.fds import OwnedFd, Truncated, close_all, recv_packet, send_packet
 from fencebroker.protocol import Conversation, Move
 
-__all__ = ["Connection", "Request", "Session", "generation", "open_connections"]
+__all__ = ["Connection", "Request", "Session", "forks", "generation", "open_connections"]
 
 T = TypeVar("T")
 
 #: Releases wait until there are so many, or until the next request that is not an export.
 _BATCH = 64
 _generation = 0
+_forks = 0
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 def generation() -> int:
     """How many forks lie between the process that imported the library and this one."""
     return _generation
+
+
+def forks() -> int:
+    """How often this process, or one it was forked from, has forked: what existed before then is held by another process too."""
+    return _forks
 
 
 def open_connections() -> Iterator[Connection]:
@@ -57,18 +63,24 @@ class Session(Protocol):
 
     @property
     def is_open(self) -> bool: ...
+    @property
+    def is_lost(self) -> bool: ...
     def peer_fd(self) -> int | None: ...
     def release(self, handle: int, *, exposed: bool, at_once: bool) -> None: ...
     def tell(self, op: int, *arguments: Any) -> None: ...
 
 
 class Request(NamedTuple, Generic[T]):
-    """A request and how its answer is read.  ``fds`` are borrowed; ``finish`` gets the results and owns the received descriptors."""
+    """A request and how its answer is read.
+
+    ``fds`` are borrowed; ``finish`` gets the results and owns the received descriptors.  ``makes`` so many handles, from the first result on.
+    """
 
     op: int
     arguments: tuple[Any, ...]
     finish: Callable[[Session, list[Any], list[OwnedFd]], T]
     fds: Sequence[int] = ()
+    makes: int = 0
 
 
 def connect_socket(path: Path) -> socket.socket:
@@ -97,6 +109,20 @@ def read_answer(path: Path, packet: bytes, fds: list[OwnedFd]) -> list[Any]:
     except wire.Malformed as err:
         close_all(fds)
         raise BrokerUnavailable(f"what listens at {path} does not speak this protocol: {err}") from err
+
+
+def lost_handles(request: Request[Any], serial: int, packet: bytes) -> range:
+    """The handles of an answer whose descriptors were lost: nobody has them, so they are to be given back."""
+    with contextlib.suppress(wire.Malformed):
+        answer = wire.decode_answer(packet)
+        if answer[0] == serial and answer[1] == 0 and request.makes:
+            return range(answer[2], answer[2] + request.makes)
+    return range(0)
+
+
+def no_room() -> OSError:
+    """What is raised when an answer's descriptors were lost."""
+    return OSError(errno.EMFILE, "an answer's descriptors did not fit: this process is at its descriptor limit (RLIMIT_NOFILE)")
 
 
 def refusal_of(answer: list[Any]) -> Exception | None:
@@ -129,6 +155,7 @@ class Connection:
 
     def _connect(self) -> None:
         self._sock = connect_socket(self.path)
+        self.conversation = Conversation()
         try:
             self.conversation.move(Move.HELLO)
             self._serial = 1
@@ -144,12 +171,20 @@ class Connection:
         if refusal is not None:
             self._lose()
             raise refusal
+        if len(answer) != 6:
+            self._lose()
+            raise BrokerUnavailable(f"what listens at {self.path} does not speak this protocol: its hello has {len(answer)} elements, not 6")
         self.conversation.move(Move.ACCEPT)
         self.pid = answer[4]
 
     @property
     def is_open(self) -> bool:
         return self._sock is not None
+
+    @property
+    def is_lost(self) -> bool:
+        """The broker went away, or ended this session."""
+        return self._sock is None and not self._closed and self.conversation.is_open
 
     @property
     def may_reconnect(self) -> bool:
@@ -192,6 +227,10 @@ class Connection:
                 if answer[0] == serial:
                     break
                 close_all(fds)  # an answer that nobody waits for any more: its wait was interrupted
+        except Truncated as err:
+            close_all(err.fds)
+            self._unexposed += lost_handles(request, serial, err.packet)
+            raise no_room() from err
         except (BrokenPipeError, ConnectionResetError) as err:
             self._lose()
             raise BrokerUnavailable(f"the broker at {self.path} went away") from err
@@ -211,13 +250,7 @@ class Connection:
 
     def _receive(self) -> tuple[list[Any], list[OwnedFd]]:
         assert self._sock is not None
-        try:
-            packet, fds = recv_packet(self._sock)
-        except Truncated as err:
-            close_all(err.fds)
-            raise OSError(
-                errno.EMFILE, "an answer's descriptors did not fit: this process is at its descriptor limit (RLIMIT_NOFILE)"
-            ) from err
+        packet, fds = recv_packet(self._sock)
         try:
             return read_answer(self.path, packet, fds), fds
         except BrokerUnavailable:
@@ -249,8 +282,8 @@ class Connection:
         """Tell the broker what was released."""
         with self._lock:
             while self._unexposed or self._exposed:
-                unexposed, self._unexposed = self._unexposed[:500], self._unexposed[500:]
-                exposed, self._exposed = self._exposed[:500], self._exposed[500:]
+                unexposed, exposed = self._unexposed[:500], self._exposed[:500]
+                del self._unexposed[: len(unexposed)], self._exposed[: len(exposed)]  # other threads append meanwhile
                 self.tell(wire.RELEASE, unexposed, exposed)
 
     def hand_over(self) -> tuple[int, socket.socket]:
@@ -297,4 +330,9 @@ def _after_fork_in_child() -> None:
         connection._after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def _before_fork() -> None:
+    global _forks  # noqa: PLW0603 - counted before, so that no thread sees a child that is not counted
+    _forks += 1
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -49,6 +49,8 @@ _DESCRIPTORS_CUT: Final = int(socket.MSG_CTRUNC)
 _FLAGS: Final = os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE
 #: One byte more than any packet may have, so that a larger one shows as truncated.
 _RECEIVE: Final = 16 * 1024 + 1
+#: A descriptor is a C int.
+MAX_FD: Final = 2**31 - 1
 #: Written for OK.  2**64 - 1 would be EINVAL.
 OK_WORD: Final = 2**64 - 2
 
@@ -130,7 +132,7 @@ def borrow(fd: Fd, argument: str = "fd") -> int:
         raise TypeError(f"{argument} must be a descriptor (an int) or have a fileno() method, not {type(fd).__name__}")
     else:
         number = fd.fileno()
-    if number < 0:
+    if not 0 <= number <= MAX_FD:
         raise ValueError(f"{argument} must be an open descriptor, not {number}")
     return number
 

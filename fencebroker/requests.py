@@ -66,7 +66,7 @@ def export(context: int, seqnos: list[int] | None, name: str, private: bool, lab
             handle += 1
         return made
 
-    return Request(wire.EXPORT, (context, seqnos, name, private), finish)
+    return Request(wire.EXPORT, (context, seqnos, name, private), finish, makes=1 if seqnos is None else len(seqnos))
 
 
 def export_raw(context: int, seqno: int) -> Request[tuple[SyncFile, int]]:
@@ -75,7 +75,7 @@ def export_raw(context: int, seqno: int) -> Request[tuple[SyncFile, int]]:
     def finish(connection: Session, results: list[Any], fds: list[OwnedFd]) -> tuple[SyncFile, int]:
         return sf.SyncFile(fds[0], connection=connection, handle=results[0]), results[2]
 
-    return Request(wire.EXPORT, (context, [seqno], "", False), finish)
+    return Request(wire.EXPORT, (context, [seqno], "", False), finish, makes=1)
 
 
 def _one(name: str, point: str | None = None) -> Any:
@@ -87,13 +87,13 @@ def _one(name: str, point: str | None = None) -> Any:
 
 def sync_file(point: str, wire_point: str, expiry_ns: int | None) -> Request[SyncFile]:
     """-> a SyncFile for a point by name."""
-    return Request(wire.SYNC_FILE, (wire_point, expiry_ns), _one("", point))
+    return Request(wire.SYNC_FILE, (wire_point, expiry_ns), _one("", point), makes=1)
 
 
 def import_sync_file(connection: Session, source: int | HasFileno, name: str = "") -> Request[SyncFile]:
     """-> a private SyncFile for the fence that ``source`` carries."""
     handle, fds = ref(connection, source)
-    return Request(wire.IMPORT, (name, handle), _one(name), fds)
+    return Request(wire.IMPORT, (name, handle), _one(name), fds, makes=1)
 
 
 def merge(connection: Session, sources: Iterable[int | HasFileno], name: str, any: bool) -> Request[SyncFile]:
@@ -112,7 +112,7 @@ def merge(connection: Session, sources: Iterable[int | HasFileno], name: str, an
         raise ValueError(
             f"fences may have at most {wire.PACKET_DESCRIPTORS} that this connection did not make, not {len(fds)}; import them first"
         )
-    return Request(wire.MERGE, (refs, name, any), _one(name), fds)
+    return Request(wire.MERGE, (refs, name, any), _one(name), fds, makes=1)
 
 
 def info_page(connection: Session, source: int | HasFileno, cursor: int) -> Request[tuple[list[Any], int | None, list[list[Any]]]]:

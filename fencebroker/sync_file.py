@@ -18,9 +18,9 @@ from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, Self
 
 from fencebroker import requests
-from fencebroker.connection import Connection, Session, generation, open_connections
+from fencebroker.connection import Connection, Session, forks, open_connections
 from fencebroker.errors import BrokerUnavailable, FenceError, NotASyncFile
-from fencebroker.fds import OwnedFd, eventfd_info, peek_status
+from fencebroker.fds import MAX_FD, OwnedFd, eventfd_info, peek_status
 from fencebroker.model import ACTIVE, OK, check_seqno
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class SyncFile:
         "_epoch",
         "_exposed",
         "_fd",
-        "_generation",
+        "_forks",
         "_handle",
         "_name",
         "_origin",
@@ -71,7 +71,7 @@ class SyncFile:
         self._connection = connection
         self._handle = handle
         self._epoch = None if connection is None else connection.epoch
-        self._generation = generation()
+        self._forks = forks()
         self._exposed = handle is None
         self._origin: tuple[Signaller, int] | None = None  # where and which point it is, if this process signals it
         self._closed = False
@@ -84,7 +84,7 @@ class SyncFile:
         """
         if type(fd) is not int:
             raise TypeError(f"fd must be a descriptor (an int), not {type(fd).__name__}")
-        if fd < 0:
+        if not 0 <= fd <= MAX_FD:
             raise OSError(errno.EBADF, f"fd must be an open descriptor, not {fd}")
         info = eventfd_info(fd)
         if info is None or not info.semaphore:
@@ -155,7 +155,7 @@ class SyncFile:
         handle, self._handle = self._handle, None
         if handle is None or connection is None or connection.epoch is not self._epoch or not connection.is_open:
             return
-        exposed = self._exposed or self._generation != generation()
+        exposed = self._exposed or self._forks != forks()  # a child may wait on it
         if at_once is None:
             # A point that this process has passed will be signalled before the broker reads anything that is sent now.
             passed = self._origin is not None and self._origin[0].value >= self._origin[1]
@@ -216,24 +216,30 @@ class SyncFile:
         with self._dup_fd() as fd:
             poller = select.poll()
             poller.register(fd.fileno(), select.POLLIN)
-            watched = None if self._connection is None else self._connection.peer_fd()
+            connection = self._connection
+            watched = None if connection is None else connection.peer_fd()
             if watched is not None:
                 poller.register(watched, 0)  # POLLHUP comes unasked
+            elif connection is not None and connection.is_lost:
+                raise self._broker_gone(connection)
             while True:
                 ready = dict(poller.poll(milliseconds_until(deadline)))
                 if fd.fileno() in ready:
                     return peek_status(fd.fileno())
-                if ready and watched is not None:
+                if ready and connection is not None:
                     status = peek_status(fd.fileno())  # what the broker signalled before it went
                     if status != ACTIVE:
                         return status
-                    if ready[watched] & select.POLLNVAL or self._connection is None or not self._connection.is_open:
+                    if connection.is_open or connection.is_lost:
+                        raise self._broker_gone(connection)
+                    for watched in ready:
                         poller.unregister(watched)  # closed on purpose: the fence is still the broker's to signal
-                        watched = None
-                        continue
-                    raise BrokerUnavailable(f"the broker at {self._connection.path} went away; {self.label} may never signal")
+                    continue
                 if deadline is not None and time.monotonic() >= deadline:
                     raise TimeoutError(f"{self.label} did not signal in time")
+
+    def _broker_gone(self, connection: Session) -> BrokerUnavailable:
+        return BrokerUnavailable(f"the broker at {connection.path} went away; {self.label} may never signal")
 
     def set_deadline(self, deadline_ns: int) -> None:
         """Say by when (ns of time.monotonic_ns()) you would like the fence; a hint to its producer, never a timeout.  The soonest stands."""
@@ -289,12 +295,16 @@ class SyncFile:
 
     def _wait_truly(self, deadline: float | None) -> None:
         """The descriptor was tampered with: wait on a private one."""
+        with self._private() as private:
+            private.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _private(self) -> SyncFile:
         connection = self._find_connection()
         if connection is None:
             raise FenceError(errno.EBADMSG, self.label, why=_TAMPERED)
-        with connection.call(requests.import_sync_file(connection, self)) as private:
-            private._point = self._point or self._name or None
-            private.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        private = connection.call(requests.import_sync_file(connection, self))
+        private._point = self._point or self._name or None
+        return private
 
     def _error(self, error: int) -> FenceError:
         info = self._info()
@@ -330,7 +340,7 @@ def deadline_of(timeout: float | None) -> float | None:
         raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
     if not timeout >= 0:
         raise ValueError(f"timeout must be 0 or more seconds, or None for no limit, not {timeout}")
-    return time.monotonic() + timeout
+    return None if timeout > 1e9 else time.monotonic() + timeout  # thirty years, or infinity: no limit
 
 
 def milliseconds_until(deadline: float | None) -> int | None:

@@ -72,20 +72,21 @@ class Signaller:
         """Like advance, but False instead of waiting; the value is kept and goes with the next one."""
         self._wanted = max(self._wanted, value)
         with self._lock:
-            if self._wanted <= self._sent:
+            wanted = self._wanted
+            if wanted <= self._sent:
                 return True
             try:
-                self._put(wire.ADVANCE, (self._wanted,), NOWAIT)
+                self._put(wire.ADVANCE, (wanted,), NOWAIT)
             except BlockingIOError:
                 return False
-            self._sent = max(self._sent, self._wanted)
+            self._passed(wanted)
             return True
 
     def inc(self, n: int, flags: int = 0) -> None:
         """Raise the value by ``n``."""
         with self._lock:
             self._put(wire.INC, (n,), flags)
-            self._sent = self._wanted = min(max(self._sent, self._wanted) + n, U64_MAX)
+            self._passed(min(self._sent + n, U64_MAX))
 
     def fail(self, seqno: int, error: int, flags: int = 0) -> None:
         """Fail a point; ValueError when it has been passed."""
@@ -93,7 +94,7 @@ class Signaller:
             if seqno <= self._sent:
                 raise ValueError(f"seqno must be above the timeline's value {self._sent} to fail, not {seqno}: what has signalled stays so")
             self._put(wire.FAIL, (seqno, error), flags)
-            self._sent = self._wanted = max(seqno, self._wanted)
+            self._passed(seqno)
 
     def signal(self, seqno: int, error: int) -> None:
         """Signal one point by itself."""
@@ -113,8 +114,13 @@ class Signaller:
             except BlockingIOError:
                 _wait_for_room(self._sock)  # meanwhile other threads may want a later value
                 continue
-            self._sent = max(self._sent, value)
+            self._passed(value)
             return
+
+    def _passed(self, value: int) -> None:
+        """The broker was told so far.  A larger wanted value stays wanted: it is still to be sent."""
+        self._sent = value
+        self._wanted = max(self._wanted, value)
 
     def _put(self, op: int, arguments: tuple[int, ...], flags: int) -> None:
         if self.closed:

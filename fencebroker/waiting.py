@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
+from fencebroker.connection import Session
 from fencebroker.errors import FenceError
 from fencebroker.sync_file import SyncFile, deadline_of, milliseconds_until
 
@@ -32,7 +33,8 @@ def _list(fences: Iterable[SyncFile]) -> list[SyncFile]:
 def wait_any(fences: Iterable[SyncFile], timeout: float | None = None) -> list[SyncFile]:
     """Wait until at least one has signalled, and return all that have, in argument order.
 
-    A failed fence has signalled too: nothing is raised for it.  Raises TimeoutError; ValueError when there is nothing to wait for.
+    A failed fence has signalled too: nothing is raised for it.  Raises TimeoutError; ValueError when there is nothing to wait for;
+    BrokerUnavailable when a connection that one of them came from has lost its broker.
     """
     listed = _list(fences)
     if not listed:
@@ -43,12 +45,37 @@ def wait_any(fences: Iterable[SyncFile], timeout: float | None = None) -> list[S
         return ready
     with ExitStack() as stack:
         poller = select.poll()
+        fence_of: dict[int, SyncFile] = {}
+        connection_of: dict[int, Session] = {}
         for fence in listed:
-            poller.register(stack.enter_context(fence._dup_fd()), select.POLLIN)
-        while not poller.poll(milliseconds_until(deadline)):
-            if deadline is not None and time.monotonic() >= deadline:
+            own = stack.enter_context(fence._dup_fd())
+            poller.register(own, select.POLLIN)
+            fence_of[own.fileno()] = fence
+            connection = fence._connection
+            watched = None if connection is None else connection.peer_fd()
+            if connection is not None and watched is not None:
+                poller.register(watched, 0)  # POLLHUP comes unasked
+                connection_of[watched] = connection
+            elif connection is not None and connection.is_lost:
+                raise fence._broker_gone(connection)
+        while True:
+            happened = poller.poll(milliseconds_until(deadline))
+            ready = [fence for fence in listed if fence.status()]
+            if ready:
+                return ready
+            if not happened and deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"none of {len(listed)} fences signalled in time")
-        return [fence for fence in listed if fence.status()]
+            for fd, _ in happened:
+                poller.unregister(fd)
+                fence = fence_of.pop(fd, None)
+                if fence is not None:  # readable, and yet active: somebody wrote to it
+                    private = stack.enter_context(fence._private())
+                    poller.register(private, select.POLLIN)
+                else:
+                    connection = connection_of.pop(fd)
+                    if connection.is_open or connection.is_lost:
+                        lost = next(fence for fence in listed if fence._connection is connection)
+                        raise lost._broker_gone(connection)
 
 
 def wait_all(fences: Iterable[SyncFile], timeout: float | None = None) -> None:

@@ -6,6 +6,7 @@ given up to accept the guest and turn it away.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -57,7 +58,8 @@ class Door:
             self._spare.close()
             self._spare = None
         try:
-            listener.accept()[0].close()
+            with contextlib.suppress(BlockingIOError):  # accept says EMFILE before it looks whether anybody waits
+                listener.accept()[0].close()
             self._spare = _spare()
         except OSError:
             # Not even that: the machine's table is full.  Nobody is let in until somebody leaves.
