@@ -173,7 +173,9 @@ class Connection:
             raise refusal
         if len(answer) != 6:
             self._lose()
-            raise BrokerUnavailable(f"what listens at {self.path} does not speak this protocol: its hello has {len(answer)} elements, not 6")
+            raise BrokerUnavailable(
+                f"what listens at {self.path} does not speak this protocol: its hello has {len(answer)} elements, not 6"
+            )
         self.conversation.move(Move.ACCEPT)
         self.pid = answer[4]
 
