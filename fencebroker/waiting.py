@@ -67,15 +67,12 @@ def wait_any(fences: Iterable[SyncFile], timeout: float | None = None) -> list[S
                 raise TimeoutError(f"none of {len(listed)} fences signalled in time")
             for fd, _ in happened:
                 poller.unregister(fd)
-                fence = fence_of.pop(fd, None)
-                if fence is not None:  # readable, and yet active: somebody wrote to it
-                    private = stack.enter_context(fence._private())
-                    poller.register(private, select.POLLIN)
-                else:
-                    connection = connection_of.pop(fd)
-                    if connection.is_open or connection.is_lost:
-                        lost = next(fence for fence in listed if fence._connection is connection)
-                        raise lost._broker_gone(connection)
+                if fd in fence_of:  # readable, and yet active: somebody wrote to it
+                    poller.register(stack.enter_context(fence_of.pop(fd)._private()), select.POLLIN)
+                elif fd in connection_of:
+                    gone = connection_of.pop(fd)
+                    if gone.is_open or gone.is_lost:  # else it was closed on purpose
+                        raise next(fence for fence in listed if fence._connection is gone)._broker_gone(gone)
 
 
 def wait_all(fences: Iterable[SyncFile], timeout: float | None = None) -> None:
