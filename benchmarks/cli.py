@@ -41,7 +41,7 @@ def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool,
 
     Signal to wake: from the call that signals until poll() returns in another process that was asleep. Rates: export + advance + close,
     one at a time and in batches. The peers: raw eventfd, a bare Python relay, multiprocessing.Event, a bare request and reply, and a broker
-    that only parses and sends. A full run takes about a minute; nothing else should run on the machine meanwhile.
+    that only parses and sends. A full run takes half a minute; nothing else should run on the machine meanwhile.
     """
     if docs is not None:
         _fill(docs, None)  # so that a wrong file is refused before the measurement, not after it
