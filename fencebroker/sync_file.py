@@ -189,6 +189,11 @@ class SyncFile:
             status = peek_status(self._number())
         return self._ask_status() if status is None else status
 
+    def _status_of(self, own: OwnedFd) -> int:
+        """The status, read from a duplicate of this object's descriptor."""
+        status = peek_status(own.fileno())
+        return self._ask_status() if status is None else status
+
     def check(self) -> bool:
         """Return True if the fence has signalled, False if not yet; FenceError if it signalled with an error."""
         status = self.status()

@@ -47,8 +47,9 @@ def wait_any(fences: Iterable[SyncFile], timeout: float | None = None) -> list[S
         poller = select.poll()
         fence_of: dict[int, SyncFile] = {}
         connection_of: dict[int, Session] = {}
-        for fence in listed:
-            own = stack.enter_context(fence._dup_fd())
+        # Another thread may close one of them meanwhile; the wait for it goes on.
+        owned = [(fence, stack.enter_context(fence._dup_fd())) for fence in listed]
+        for fence, own in owned:
             poller.register(own, select.POLLIN)
             fence_of[own.fileno()] = fence
             connection = fence._connection
@@ -60,7 +61,7 @@ def wait_any(fences: Iterable[SyncFile], timeout: float | None = None) -> list[S
                 raise fence._broker_gone(connection)
         while True:
             happened = poller.poll(milliseconds_until(deadline))
-            ready = [fence for fence in listed if fence.status()]
+            ready = [fence for fence, own in owned if fence._status_of(own)]
             if ready:
                 return ready
             if not happened and deadline is not None and time.monotonic() >= deadline:
