@@ -20,9 +20,13 @@ class Slot(Enum):
 
 
 class Account:
-    """One uid's use.  ``retained`` holds the ids of signalled fences without an open handle, oldest first."""
+    """One uid's use.
 
-    __slots__ = ("retained", "sessions", "sync_files", "timelines", "uid")
+    ``retained`` holds the ids of signalled fences without an open handle, ``returned`` the handles of its sync_files that were given back and
+    whose fence has signalled; both oldest first.
+    """
+
+    __slots__ = ("retained", "returned", "sessions", "sync_files", "timelines", "uid")
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
@@ -30,10 +34,11 @@ class Account:
         self.timelines = 0
         self.sync_files = 0
         self.retained: dict[int, None] = {}
+        self.returned: dict[int, None] = {}
 
     @property
     def is_empty(self) -> bool:
-        return not (self.sessions or self.timelines or self.sync_files or self.retained)
+        return not (self.sessions or self.timelines or self.sync_files or self.retained or self.returned)
 
 
 class Charge:

@@ -71,9 +71,11 @@ class Broker:
 
     # -- timelines
 
-    def socket_made(self, socket: int, inode: int, now: int) -> None:
+    def socket_made(self, socket: int, inode: int, now: int) -> list[fx.Effect]:
         """The socketpair of a timeline exists."""
-        self._begin(now).emit(e.SocketMade(self.state.sockets[socket].context, socket, inode))
+        turn = self._begin(now)
+        minting.socket_made(turn, socket, inode)
+        return turn.effects
 
     def creator_of(self, socket: int) -> int:
         """Which session created the timeline of this socket."""

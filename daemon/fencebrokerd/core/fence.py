@@ -21,7 +21,7 @@ __all__ = ["Array", "Fence", "Placeholder", "Stub", "SyncFile"]
 class Fence:
     """A point's fence, and what every kind has.
 
-    ``arrays`` lists the arrays that wait for it, once per membership; ``sync_files`` are those that carry it, by handle.
+    ``arrays`` are the arrays that wait for it, by id; ``sync_files`` are those that carry it, by handle.
     ``n_open`` counts the sync_files whose session still has its handle.
     """
 
@@ -53,7 +53,7 @@ class Fence:
         self.deadline: int | None = None
         self.expires: int | None = None
         self.n_open = 0
-        self.arrays: list[Array] = []
+        self.arrays: dict[int, Array] = {}
         self.sync_files: dict[int, SyncFile] = {}
 
     @property
@@ -85,13 +85,16 @@ class Stub(Fence):
 
 
 class Array(Fence):
-    """Signals with its last member (``any``: with its first).  ``error`` is the first error among its members so far, 0 for none."""
+    """Signals with its last member (``any``: with its first).
+
+    ``members`` is a set in order.  ``error`` is the first error among them so far, 0 for none.
+    """
 
     __slots__ = ("any", "error", "members", "n_pending")
 
     def __init__(self, id: int, context: int, members: tuple[Fence, ...], any: bool, uid: int, created: int) -> None:
         super().__init__(id, context, 1, uid, created)
-        self.members = members
+        self.members = dict.fromkeys(members)
         self.any = any
         self.n_pending = sum(1 for member in members if not member.status)
         failed = [member for member in members if member.status < 0]

@@ -27,27 +27,31 @@ class Plan(NamedTuple):
 def unwrap(fences: Iterable[Fence], any: bool = False) -> list[Fence]:
     """Replace arrays by their members where that means the same, in order and without repetition."""
     work = list(fences)[::-1]
-    flat: dict[int, Fence] = {}
+    flat: dict[Fence, None] = {}
     while work:
         fence = work.pop()
         if isinstance(fence, Array) and (fence.is_flat if not any else fence.any and fence.expires is None and not fence.status):
             work.extend(reversed(fence.members))
         else:
-            flat[fence.id] = fence
-    return list(flat.values())
+            flat[fence] = None
+    return list(flat)
 
 
 def leaves(fence: Fence) -> list[Fence]:
     """The fences a query lists for ``fence``: containers of every kind are unwrapped."""
     work = [fence]
-    flat: dict[int, Fence] = {}
+    seen = {fence.id}
+    flat: list[Fence] = []
     while work:
         current = work.pop()
         if isinstance(current, Array):
-            work.extend(reversed(current.members))
+            # Each once: containers that share containers have exponentially many paths.
+            following = [member for member in current.members if member.id not in seen]
+            seen.update(member.id for member in following)
+            work.extend(reversed(following))
         else:
-            flat[current.id] = current
-    return list(flat.values())
+            flat.append(current)
+    return flat
 
 
 def plan_all(fences: Iterable[Fence]) -> Plan:

@@ -10,9 +10,9 @@ from fencebroker.errors import Refusal
 from fencebroker.model import OK, U64_MAX, Point, check_driver_name, check_timeline_name, parse_point
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
-from fencebrokerd.core.fence import Fence
+from fencebrokerd.core.fence import Fence, Stub, SyncFile
 from fencebrokerd.core.merge import Plan, plan_all, plan_any, unwrap
-from fencebrokerd.core.signalling import cancel, forget, forget_if_unused, signal
+from fencebrokerd.core.signalling import cancel, completed, forget, forget_if_unused, signal
 from fencebrokerd.core.timeline import READ, WRITE, Timeline
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+#: The id of a fence that is not on record; merges tell such fences apart by identity.
+_UNRECORDED = 0
+
 NOT_A_SYNC_FILE = ("not a sync_file",)
 
 
@@ -45,7 +48,7 @@ NOT_A_SYNC_FILE = ("not a sync_file",)
 
 
 def create_timeline(turn: Turn, name: str | None, driver: str, mode: int, expiry: int | None) -> None:
-    """Create a timeline, and bind what already waits for points of that name."""
+    """Create a timeline.  What already waits for points of its name is bound when its socket exists (``socket_made``)."""
     _check(lambda: check_driver_name(driver))
     if name is not None:
         _check(lambda: check_timeline_name(name))
@@ -61,23 +64,30 @@ def create_timeline(turn: Turn, name: str | None, driver: str, mode: int, expiry
     turn.emit(e.TimelineCreated(context, socket, turn.session.id, name, driver, mode, expiry, turn.now))
     turn.do(fx.CreateSocket(turn.session.id, turn.serial, socket))
     turn.answer(context, socket=socket)
-    if name is not None:
-        bind_placeholders(turn, turn.state.timelines[context])
 
 
-def bind_placeholders(turn: Turn, timeline: Timeline) -> None:
+def socket_made(turn: Turn, socket: int, inode: int) -> None:
+    """A timeline's socketpair exists.  With the first one nothing can stop the timeline from existing, and placeholders are bound."""
+    timeline = turn.state.sockets[socket]
+    turn.emit(e.SocketMade(timeline.context, socket, inode))
+    if timeline.name is not None and len(timeline.sockets) == 1:
+        _bind_placeholders(turn, timeline, timeline.name)
+
+
+def _bind_placeholders(turn: Turn, timeline: Timeline, name: str) -> None:
     """Give the placeholders for this name their points, where the mode lets who asked for them wait."""
-    assert timeline.name is not None
-    waiting = turn.state.placeholders.get((timeline.uid, timeline.name), {})
+    waiting = turn.state.placeholders.get((timeline.uid, name), {})
     for placeholder in list(waiting.values()):
         if not timeline.allows(placeholder.uid, *_groups_of(turn, placeholder.uid), READ):
             continue
-        handles, arrays = list(placeholder.sync_files), placeholder.arrays
+        handles, arrays = list(placeholder.sync_files), list(placeholder.arrays.values())
         point = mint(turn, timeline, placeholder.wanted, placeholder.uid)
         turn.emit(e.PlaceholderBound(placeholder.id, point.id))
         if point.status:  # seqno 0 is signalled from the beginning
-            turn.do(fx.Signal(handles, point.status))
-            signal(turn, [(array, array.error or OK) for array in arrays])
+            if handles:
+                turn.do(fx.Signal(handles, point.status))
+            signal(turn, completed(arrays, point.status))
+            turn.crowded.add(point.uid)
 
 
 def _groups_of(turn: Turn, uid: int) -> tuple[int, frozenset[int]]:
@@ -159,7 +169,7 @@ def mint(turn: Turn, timeline: Timeline, seqno: int, uid: int) -> Fence:
     status, timestamp = 0, 0
     if seqno <= timeline.value:
         status, timestamp = timeline.failures.get(seqno, (OK, timeline.advanced_at))
-    expires = None if status or timeline.expiry is None else turn.now + timeline.expiry
+    expires = None if status or timeline.expiry is None else min(turn.now + timeline.expiry, U64_MAX)
     id = turn.state.next_fence
     turn.emit(e.FenceCreated(id, timeline.context, seqno, status, timestamp, uid, expires, turn.now))
     return turn.state.fences[id]
@@ -207,7 +217,10 @@ def export(turn: Turn, context: int, seqnos: list[int] | None, name: str, privat
 
 
 def find_fence(turn: Turn, ref: int | None, reference: fx.Reference | None, error: int = errno.EINVAL) -> Fence:
-    """Return the fence that a handle or a descriptor stands for; Refusal with ``error`` if the descriptor is no sync_file of ours."""
+    """Return the fence that a handle or a descriptor stands for; Refusal with ``error`` if the descriptor is no sync_file of ours.
+
+    The fence of a detached descriptor is not on record; ``_on_record`` puts it there.
+    """
     state = turn.state
     if ref is not None:
         sync_file = turn.session.handles.get(ref)
@@ -220,9 +233,7 @@ def find_fence(turn: Turn, ref: int | None, reference: fx.Reference | None, erro
             turn.emit(e.SyncFileTampered(reference.handle))
         return sync_file.fence
     if isinstance(reference, fx.DetachedFence):
-        id = state.next_fence
-        turn.emit(e.StubCreated(id, reference.status, 0, turn.session.uid, True, turn.now))
-        return state.fences[id]
+        return Stub(_UNRECORDED, reference.status, 0, turn.session.uid, turn.now, True)
     what = reference.what if isinstance(reference, fx.Foreign) else "a timeline's descriptor"
     raise Refusal(error, f"fd must be a sync_file of this broker, not {what}", NOT_A_SYNC_FILE)
 
@@ -230,7 +241,7 @@ def find_fence(turn: Turn, ref: int | None, reference: fx.Reference | None, erro
 def import_sync_file(turn: Turn, name: str, ref: int | None, reference: fx.Reference | None) -> None:
     """Make a private sync_file for the fence that a descriptor carries."""
     turn.check_sync_files(1)
-    fence = find_fence(turn, ref, reference)
+    fence = _on_record(turn, find_fence(turn, ref, reference))
     handle = carry(turn, fence, name)
     turn.answer(handle, fence.context, fence.seqno, handles=(handle,))
 
@@ -264,11 +275,14 @@ def _build(turn: Turn, plan: Plan, any: bool) -> Fence:
 
 
 def _on_record(turn: Turn, fence: Fence) -> Fence:
-    """A failed member may have been forgotten while its array still lists it: a stub then stands for it, with its error."""
-    if fence.id in turn.state.fences:
+    """A detached fence never was on record, and a failed member may have been forgotten while its array still lists it: a stub stands for
+    either, with its error.
+    """
+    if turn.state.fences.get(fence.id) is fence:
         return fence
     id = turn.state.next_fence
-    turn.emit(e.StubCreated(id, fence.status, fence.timestamp, turn.session.uid, False, turn.now))
+    detached = isinstance(fence, Stub) and fence.detached
+    turn.emit(e.StubCreated(id, fence.status, fence.timestamp, turn.session.uid, detached, turn.now))
     return turn.state.fences[id]
 
 
@@ -286,7 +300,7 @@ def sync_file(turn: Turn, text: str, expiry: int | None) -> None:
         fence = _placeholder(turn, uid, point)
     if expiry is not None and not fence.status:
         id = state.next_fence
-        turn.emit(e.ArrayCreated(id, state.next_context, (fence.id,), False, session.uid, turn.now + expiry, turn.now))
+        turn.emit(e.ArrayCreated(id, state.next_context, (fence.id,), False, session.uid, min(turn.now + expiry, U64_MAX), turn.now))
         fence = state.fences[id]
     handle = carry(turn, fence, "")
     turn.answer(handle, fence.context, fence.seqno, handles=(handle,))
@@ -320,10 +334,17 @@ def release(turn: Turn, unexposed: Iterable[int], exposed: Iterable[int]) -> Non
         turn.do(fx.CloseHandles(dropped))
     for fence in fences:
         forget_if_unused(turn, fence)
+        turn.crowded.add(fence.uid)
     for handle in exposed:
-        if handle in handles:
-            turn.emit(e.SyncFileReleased(handle))
-    turn.crowded.add(turn.session.uid)
+        sync_file = handles.get(handle)
+        if sync_file is not None:
+            _give_back(turn, sync_file)
+
+
+def _give_back(turn: Turn, sync_file: SyncFile) -> None:
+    """A session has done with a sync_file; others may still have its descriptor."""
+    turn.emit(e.SyncFileReleased(sync_file.handle))
+    turn.crowded.update((sync_file.uid, sync_file.fence.uid))
 
 
 def drop(turn: Turn, handles: Iterable[int]) -> None:
@@ -339,10 +360,9 @@ def drop(turn: Turn, handles: Iterable[int]) -> None:
 
 def end_session(turn: Turn, session: Session) -> None:
     """A client is gone.  Others may have its descriptors, so its active fences stay until they signal."""
-    for handle in list(session.handles):
-        turn.emit(e.SyncFileReleased(handle))
+    for sync_file in list(session.handles.values()):
+        _give_back(turn, sync_file)
     turn.emit(e.SessionClosed(session.id, turn.now))
-    turn.crowded.add(session.uid)
 
 
 def forget_everything(turn: Turn) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import heapq
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from fencebroker.model import OK, U64_MAX
@@ -36,13 +37,14 @@ def signal(turn: Turn, fences: Iterable[tuple[Fence, int]]) -> None:
         emit(e.FenceSignalled(fence.id, status, now))
         crowded.add(fence.uid)
         if fence.sync_files:
+            if fence.n_open < len(fence.sync_files):
+                crowded.update(sync_file.uid for sync_file in fence.sync_files.values())
             if status in groups:
                 groups[status].extend(fence.sync_files)
             else:
                 groups[status] = list(fence.sync_files)
         if arrays:
-            done = (array for array in arrays if not array.status and (array.any or not array.n_pending))
-            work.extend((array, status if array.any else array.error or OK) for array in done)
+            work.extend(completed(arrays.values(), status))
         if isinstance(fence, Array):
             turn.leftovers.append(fence)
     for status, handles in groups.items():
@@ -60,29 +62,49 @@ def tidy(turn: Turn) -> None:
         trim(turn, uid)
 
 
+def completed(arrays: Iterable[Array], status: int) -> list[tuple[Array, int]]:
+    """Of the arrays of a fence that has just signalled with ``status``: those that are complete now, with their own status."""
+    done = (array for array in arrays if not array.status and (array.any or not array.n_pending))
+    return [(array, status if array.any else array.error or OK) for array in done]
+
+
 def trim(turn: Turn, uid: int) -> None:
-    """Forget the oldest signalled records of ``uid`` beyond the quota."""
-    retained = turn.state.account(uid).retained
+    """Forget the oldest of what ``uid`` has on record of signalled fences, beyond the quota: descriptors given back, then fences."""
+    account = turn.state.account(uid)
+    excess = len(account.returned) - turn.limits.retained_records
+    if excess > 0:
+        handles = list(islice(account.returned, excess))
+        for handle in handles:
+            turn.emit(e.SyncFileDropped(handle))
+        turn.do(fx.CloseHandles(handles))
+    retained = account.retained
     while len(retained) > turn.limits.retained_records:
         forget(turn, turn.state.fences[next(iter(retained))])
 
 
 def forget(turn: Turn, fence: Fence) -> None:
-    """Drop the record of a fence and the broker's copies of its descriptors."""
-    handles = list(fence.sync_files)
-    for handle in handles:
-        turn.emit(e.SyncFileDropped(handle))
-    if handles:
-        turn.do(fx.CloseHandles(handles))
-    members = fence.members if isinstance(fence, Array) and not fence.status else ()
-    turn.emit(e.FenceForgotten(fence.id))
-    for member in members:
-        forget_if_unused(turn, member)
+    """Drop the record of a fence and the broker's copies of its descriptors, and what was on record for its sake alone."""
+    work = [fence]
+    # A list that grows while it is walked: arrays of arrays may be nested to any depth.
+    for current in work:
+        handles = list(current.sync_files)
+        for handle in handles:
+            turn.emit(e.SyncFileDropped(handle))
+        if handles:
+            turn.do(fx.CloseHandles(handles))
+        turn.emit(e.FenceForgotten(current.id))
+        if isinstance(current, Array) and not current.status:
+            work.extend(member for member in current.members if is_forgotten(turn, member))
+
+
+def is_forgotten(turn: Turn, fence: Fence) -> bool:
+    """An active fence that nobody can see any more leaves its timeline, as in the kernel when the last descriptor is closed."""
+    return not fence.status and fence.is_unused and fence.id in turn.state.fences
 
 
 def forget_if_unused(turn: Turn, fence: Fence) -> None:
-    """An active fence that nobody can see any more leaves its timeline, as in the kernel when the last descriptor is closed."""
-    if not fence.status and fence.is_unused and fence.id in turn.state.fences:
+    """Forget ``fence`` if nobody can see it any more."""
+    if is_forgotten(turn, fence):
         forget(turn, fence)
 
 

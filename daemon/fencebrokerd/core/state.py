@@ -7,7 +7,7 @@ state, in any process.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from fencebrokerd.core import events as e
@@ -111,6 +111,12 @@ class State:
 
     def _unretain(self, fence: Fence) -> None:
         self.account(fence.uid).retained.pop(fence.id, None)
+
+    def _return(self, sync_files: Iterable[SyncFile]) -> None:
+        """Queue those of a signalled fence's sync_files that were given back for being dropped, newest last."""
+        for sync_file in sync_files:
+            if sync_file.session is None:
+                self.account(sync_file.uid).returned[sync_file.handle] = None
 
     def _use_context(self, context: int) -> None:
         self.next_context = max(self.next_context, context + 1)
@@ -216,7 +222,7 @@ class State:
         self._use_context(event.context)
         for member in members:
             if not member.status:
-                member.arrays.append(array)
+                member.arrays[array.id] = array
         self._add_fence(array, event.expires)
 
     def _placeholder_created(self, event: e.PlaceholderCreated) -> None:
@@ -235,11 +241,19 @@ class State:
         for sync_file in fence.sync_files.values():
             sync_file.fence = point
         point.sync_files.update(fence.sync_files)
+        if point.status:
+            self._return(fence.sync_files.values())
         point.n_open += fence.n_open
-        for array in fence.arrays:
-            array.members = tuple(point if member is fence else member for member in array.members)
-            if not point.status:
-                point.arrays.append(array)
+        for array in fence.arrays.values():
+            # Two users may have waited for one point: an array of both has one member then.
+            del array.members[fence]
+            array.members[point] = None
+            if point.status or array.id in point.arrays:
+                array.n_pending -= 1
+            else:
+                point.arrays[array.id] = array
+            if point.status < 0 and not array.error:
+                array.error = point.status
         if fence.deadline is not None and not point.status and (point.deadline is None or fence.deadline < point.deadline):
             point.deadline = fence.deadline
 
@@ -261,18 +275,19 @@ class State:
             self._unlink_array(fence)
         elif isinstance(fence, Placeholder):
             self._remove_placeholder(fence)
-        for array in fence.arrays:
+        for array in fence.arrays.values():
             array.n_pending -= 1
             if event.status < 0 and not array.error:
                 array.error = event.status
-        fence.arrays = []
+        fence.arrays = {}
         self.n_signalled += 1
+        if fence.n_open < len(fence.sync_files):
+            self._return(fence.sync_files.values())
         self._retain(fence)
 
     def _unlink_array(self, array: Array) -> None:
         for member in array.members:
-            if not member.status and member.arrays:
-                member.arrays = [other for other in member.arrays if other is not array]
+            member.arrays.pop(array.id, None)
 
     def _deadline_set(self, event: e.DeadlineSet) -> None:
         self.fences[event.fence].deadline = event.deadline
@@ -318,6 +333,7 @@ class State:
         fence = sync_file.fence
         fence.n_open -= 1
         if fence.status:
+            self._return((sync_file,))
             self._retain(fence)
 
     def _sync_file_dropped(self, event: e.SyncFileDropped) -> None:
@@ -326,6 +342,7 @@ class State:
             self._sync_file_released(e.SyncFileReleased(event.handle))
         del self.sync_files[event.handle]
         del sync_file.fence.sync_files[event.handle]
+        self.account(sync_file.uid).returned.pop(event.handle, None)
         sync_file.charge.release()
 
     def _sync_file_tampered(self, event: e.SyncFileTampered) -> None:

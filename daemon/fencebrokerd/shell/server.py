@@ -415,7 +415,7 @@ class Server:
         except OSError as err:
             self._carry_out(self._core.socket_failed(effect, err.errno or 0, time.monotonic_ns()))
             return False
-        self._core.socket_made(effect.socket, os.fstat(end.fileno()).st_ino, time.monotonic_ns())
+        self._carry_out(self._core.socket_made(effect.socket, os.fstat(end.fileno()).st_ino, time.monotonic_ns()))
         if self._core.creator_of(effect.socket) == effect.session and effect.session in self._peers:
             self._creators.watch(effect.session, self._peers[effect.session].sock)
         return True

@@ -1,0 +1,36 @@
+"""Every world that a test of the core builds is checked at its end, and then ended: accounts empty, every descriptor closed once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.core.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fencebroker.model import Limits
+
+
+@pytest.fixture
+def make_world() -> Iterator[Callable[..., World]]:
+    """Make worlds with limits of the test's own."""
+    worlds: list[World] = []
+
+    def make(limits: Limits | None = None) -> World:
+        worlds.append(World() if limits is None else World(limits))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.check()
+        world.end()
+        world.check()
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    """Return a world with roomy limits."""
+    return make_world()
