@@ -1,0 +1,114 @@
+"""The blocks of ``docs/protocol.md`` that follow from the code.
+
+A page marks where a block goes, ``<!-- begin: errors -->`` to ``<!-- end -->``, and everything around it is written by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from docs.golden import conversation
+from fencebroker import wire
+from fencebroker.errors import REFUSALS
+from fencebroker.fds import OK_WORD, status_word
+from fencebroker.model import Limits
+
+__all__ = ["PAGES", "filled"]
+
+HERE: Final = Path(__file__).parent
+PAGES: Final = (HERE / "protocol.md",)
+
+_BLOCK: Final = re.compile(r"(<!-- begin: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """Return ``page`` with every block as it should be now; KeyError for a block that nobody writes."""
+    return _BLOCK.sub(lambda found: found[1] + _block(found[2]) + found[3], page)
+
+
+def _block(name: str) -> str:
+    kind, _, argument = name.partition(" ")
+    if kind == "request":
+        return _request(argument)
+    if kind == "signal":
+        return _signal(argument)
+    return WRITERS[kind]()
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    heads = list(heads)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n" + "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines) + "\n"
+
+
+def _signature(line: str, spec: wire.Spec) -> str:
+    table = _table(("field", "must be"), ((f"`{field.name}`", field.what) for field in spec.fields)) if spec.fields else "\n"
+    return f"\n```\n{line}\n```\n{table}"
+
+
+def _request(name: str) -> str:
+    op, spec = next((op, spec) for op, spec in wire.REQUESTS.items() if spec.name == name)
+    return _signature(f"→ [{', '.join(['serial', str(op), *(field.name for field in spec.fields)])}]{_with(spec)}", spec)
+
+
+def _with(spec: wire.Spec) -> str:
+    if spec.descriptors is None:
+        return "  + a descriptor for each nil " + ("among the refs" if spec.name == "merge" else "ref")
+    return "  + 1 descriptor" if spec.descriptors else ""
+
+
+def _signal(name: str) -> str:
+    op, spec = next((op, spec) for op, spec in wire.TIMELINE_OPS.items() if spec.name == name)
+    return _signature(f"→ [{', '.join(['holder', 'counter', str(op), *(field.name for field in spec.fields)])}]", spec)
+
+
+def _limits() -> str:
+    reasons = _reasons()
+    rows = []
+    for field in dataclasses.fields(Limits):
+        fixed = "fixed" if field.name.startswith("packet_") else "yes"
+        rows.append((f"`{field.name}`", f"{field.default:,}", fixed, reasons[field.name]))
+    return _table(("limit", "default", "configurable", "why"), rows)
+
+
+def _reasons() -> dict[str, str]:
+    """Read the reason of each limit where it stands: in the ``#:`` comment above it."""
+    reasons: dict[str, str] = {}
+    reason = ""
+    comment: list[str] = []
+    for line in map(str.strip, inspect.getsource(Limits).splitlines()):
+        if line.startswith("#:"):
+            comment.append(line.removeprefix("#:").strip())
+        elif found := re.match(r"(\w+): (?:int|float) =", line):
+            if comment:
+                reason = " ".join(comment)
+            reasons[found[1]] = reason  # a limit without a comment shares the one above it
+            comment = []
+    return reasons
+
+
+def _errors() -> str:
+    rows = ((f"`{errno.errorcode[error]}` {error}", when, cure) for error, (when, cure) in REFUSALS.items())
+    return _table(("errno", "when", "what helps"), rows)
+
+
+def _words() -> str:
+    rows = [("not signalled", "0", "0000000000000000", "no", "yes"), ("OK", f"{OK_WORD}", f"{OK_WORD:016x}", "yes", "no")]
+    for error in (errno.ENOENT, errno.EIO, errno.ETIME, errno.ECANCELED):
+        word = status_word(-error)
+        rows.append((f"`{errno.errorcode[error]}` {error}, {os.strerror(error)}", f"{word}", f"{word:016x}", "yes", "yes"))
+    return _table(("status", "value written", "`eventfd-count` in fdinfo", "POLLIN", "POLLOUT"), rows)
+
+
+def _golden() -> str:
+    return "\n```\n" + "\n".join(packet.text for packet in conversation()) + "\n```\n\n"
+
+
+WRITERS: Final[dict[str, Callable[[], str]]] = {"limits": _limits, "errors": _errors, "words": _words, "golden": _golden}
