@@ -36,8 +36,6 @@ REFUSALS: Final[dict[int, tuple[str, str]]] = {
     errno.ETOOMANYREFS: ("too many descriptors are on their way to clients that do not read", "read answers before asking for more"),
     errno.ENOSYS: ("the broker does not know this request", "update the broker: fencectl restart --user"),
     errno.EPROTONOSUPPORT: ("client and broker speak different versions", "restart the older of the two: fencectl restart --user"),
-    errno.EPROTO: ("the first message was not a hello, or a second hello came", "send exactly one hello, first"),
-    errno.ESHUTDOWN: ("the broker is stopping", "connect again"),
 }
 
 

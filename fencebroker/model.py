@@ -69,6 +69,7 @@ class Limits:
     merge_members: int = 1024
     #: Descriptors in flight count against the broker's own limit until the client reads them.
     unread_descriptors: int = 256
+    #: What waits for one slow reader: an answer and a burst of events.  A larger queue would only delay its end.
     queued_bytes: int = 256 * 1024
     #: A session that takes nothing for so long is disconnected.
     stalled_seconds: float = 10.0
