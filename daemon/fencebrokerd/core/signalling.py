@@ -27,28 +27,27 @@ __all__ = ["advance", "cancel", "cancel_all", "expire", "fail", "forget_if_unuse
 def signal(turn: Turn, fences: Iterable[tuple[Fence, int]]) -> None:
     """Signal active fences with their statuses, then every array that is complete by that."""
     groups: dict[int, list[int]] = {}
-    emit, now, crowded = turn.emit, turn.now, turn.crowded
     work = list(fences)
     # A list that grows while it is walked: arrays may complete arrays, to any depth, without recursion.
     for fence, status in work:
-        if fence.status:
-            continue
-        arrays = fence.arrays
-        emit(e.FenceSignalled(fence.id, status, now))
-        crowded.add(fence.uid)
-        if fence.sync_files:
-            if fence.n_open < len(fence.sync_files):
-                crowded.update(sync_file.uid for sync_file in fence.sync_files.values())
-            if status in groups:
-                groups[status].extend(fence.sync_files)
-            else:
-                groups[status] = list(fence.sync_files)
-        if arrays:
-            work.extend(completed(arrays.values(), status))
-        if isinstance(fence, Array):
-            turn.leftovers.append(fence)
+        if not fence.status:
+            work += _signal_one(turn, fence, status, groups.setdefault(status, []))
+            if isinstance(fence, Array):
+                turn.leftovers.append(fence)
     for status, handles in groups.items():
-        turn.do(fx.Signal(handles, status))
+        if handles:
+            turn.do(fx.Signal(handles, status))
+
+
+def _signal_one(turn: Turn, fence: Fence, status: int, handles: list[int]) -> Iterable[tuple[Fence, int]]:
+    """Signal one fence, note the handles to write to, and return the arrays that follow, each with its status."""
+    arrays, sync_files = fence.arrays, fence.sync_files
+    turn.emit(e.FenceSignalled(fence.id, status, turn.now))
+    turn.crowded.add(fence.uid)
+    if fence.n_open < len(sync_files):
+        turn.crowded.update(sync_file.uid for sync_file in sync_files.values())
+    handles += sync_files
+    return completed(arrays.values(), status) if arrays else ()
 
 
 def tidy(turn: Turn) -> None:
@@ -114,8 +113,14 @@ def advance(turn: Turn, timeline: Timeline, value: int) -> None:
         return
     passed = timeline.pop_passed(value)
     turn.emit(e.TimelineAdvanced(timeline.context, value, turn.now))
-    if passed:
-        signal(turn, [(fence, OK) for fence in passed])
+    handles: list[int] = []
+    following: list[tuple[Fence, int]] = []
+    for fence in passed:
+        following += _signal_one(turn, fence, OK, handles)
+    if handles:
+        turn.do(fx.Signal(handles, OK))
+    if following:
+        signal(turn, following)
 
 
 def inc(turn: Turn, timeline: Timeline, n: int) -> None:
