@@ -19,7 +19,7 @@ from fencebrokerd.config import LEVELS, Config, ConfigError, load
 from fencebrokerd.core.broker import Broker
 from fencebrokerd.shell.listener import Listener
 from fencebrokerd.shell.log import Log
-from fencebrokerd.shell.notify import passed_sockets, say_ready
+from fencebrokerd.shell.notify import hold_standard_streams, passed_sockets, say_ready
 from fencebrokerd.shell.server import Server
 
 __all__ = ["main"]
@@ -82,7 +82,7 @@ def check_ready_fd(ready_fd: int | None) -> None:
     try:
         fcntl.fcntl(ready_fd, fcntl.F_GETFD)
         os.set_inheritable(ready_fd, False)
-    except (OSError, OverflowError):
+    except (OSError, OverflowError, ValueError):
         raise ConfigError(f"--ready-fd: descriptor {ready_fd} is not open; the parent must pass it on") from None
 
 
@@ -160,4 +160,5 @@ def address(sock: socket.socket) -> str:
 
 def main() -> None:
     """Run the command."""
+    hold_standard_streams()
     cli(prog_name="fencebrokerd")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sys
 
 from fencebrokerd.config import ConfigError
 
-__all__ = ["notify", "passed_sockets", "say_ready"]
+__all__ = ["hold_standard_streams", "notify", "passed_sockets", "say_ready"]
 
 _FIRST = 3  # SD_LISTEN_FDS_START
 
@@ -37,6 +39,16 @@ def say_ready(ready_fd: int | None) -> None:
             pass  # whoever wanted to know has gone
         finally:
             os.close(ready_fd)
+            hold_standard_streams()
+
+
+def hold_standard_streams() -> None:
+    """Open /dev/null where standard input, output or error is closed: what is written there must not reach a client's descriptor."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    if sys.stderr is None:  # it was closed when the interpreter started
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for the life of the process
 
 
 def passed_sockets() -> list[socket.socket]:
@@ -50,7 +62,10 @@ def passed_sockets() -> list[socket.socket]:
         return []
     if not count.isdigit() or int(count) > 64:
         raise ConfigError(f"LISTEN_FDS: must be a count of descriptors, not {count!r}")
-    return [check_listener(fd) for fd in range(_FIRST, _FIRST + int(count))]
+    with contextlib.ExitStack() as undo:
+        sockets = [undo.enter_context(check_listener(fd)) for fd in range(_FIRST, _FIRST + int(count))]
+        undo.pop_all()
+    return sockets
 
 
 def check_listener(fd: int) -> socket.socket:
