@@ -10,6 +10,7 @@ import errno
 import inspect
 import os
 import re
+import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from fencebroker import wire
 from fencebroker.errors import REFUSALS
 from fencebroker.fds import OK_WORD, status_word
 from fencebroker.model import Limits
+from fencebroker.rows import ROWS
 
 __all__ = ["PAGES", "filled"]
 
@@ -39,6 +41,8 @@ def _block(name: str) -> str:
         return _request(argument)
     if kind == "signal":
         return _signal(argument)
+    if kind == "row":
+        return _row(argument)
     return WRITERS[kind]()
 
 
@@ -67,6 +71,36 @@ def _with(spec: wire.Spec) -> str:
 def _signal(name: str) -> str:
     op, spec = next((op, spec) for op, spec in wire.TIMELINE_OPS.items() if spec.name == name)
     return _signature(f"→ [{', '.join(['holder', 'counter', str(op), *(field.name for field in spec.fields)])}]", spec)
+
+
+def _row(kind: str) -> str:
+    cls = ROWS[kind]
+    # What a column means stands beside it, in a ``#:`` comment.
+    meanings = dict(re.findall(r"^    (\w+): [^#\n]+#: (.*)$", inspect.getsource(cls), re.MULTILINE))
+    types = typing.get_type_hints(cls)
+    return _table(
+        ("column", "type", "meaning"),
+        ((name, _type(name, types[name]), meanings.get(name, "").replace("None", "nil")) for name in cls._fields),
+    )
+
+
+def _type(name: str, hint: object) -> str:
+    if name == "status":
+        return "status"
+    if name in ("created_ns", "timestamp_ns"):
+        return "time"
+    if name.endswith("_ns"):
+        return "time or nil" if name != "expiry_ns" else "u64 or nil"
+    return "u64" if hint is int else TYPES.get(str(hint)) or typing.cast("type", hint).__name__
+
+
+#: Type hints as the page says them.
+TYPES: Final = {
+    "int | None": "u64 or nil",
+    "str | None": "str or nil",
+    "fencebroker.model.ProcessInfo | None": "process or nil",
+    "tuple[int, ...]": "list of u64",
+}
 
 
 def _limits() -> str:

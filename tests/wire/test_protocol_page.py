@@ -169,13 +169,13 @@ def test_the_rows_of_info() -> None:
     sync_file, following, fences = one("info")
     assert following is None
     assert row(section("The row of info"), sync_file) == {
-        "name": "frame", "status": -errno.EIO, "n_fences": 1, "handle": 2, "context": 1, "seqno": 2, "creator": [790, 1000, "capture"],
-        "created": 3600003000000, "timestamp": 3600011000000, "deadline": 3600016000000, "expires": 3660003000000,
+        "name": "frame", "status": -errno.EIO, "num_fences": 1, "id": 2, "context": 1, "seqno": 2, "creator": [790, 1000, "capture"],
+        "created_ns": 3600003000000, "timestamp_ns": 3600011000000, "deadline_ns": 3600016000000, "expires_ns": 3660003000000,
         "tampered": False, "detached": False,
     }  # fmt: skip
     assert row(section("The fences of info"), fences[0]) == {
-        "label": "camera0", "driver": "fencebroker", "status": -errno.EIO, "timestamp": 3600011000000, "context": 1, "seqno": 2,
-        "owner": [790, 1000, "capture"], "created": 3600003000000, "deadline": 3600016000000, "expires": 3660003000000,
+        "obj_name": "camera0", "driver_name": "fencebroker", "status": -errno.EIO, "timestamp_ns": 3600011000000, "context": 1, "seqno": 2,
+        "owner": [790, 1000, "capture"], "created_ns": 3600003000000, "deadline_ns": 3600016000000, "expires_ns": 3660003000000,
     }  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def test_the_rows_of_lists() -> None:
     timeline = row(section("list timelines"), one("list", kind="timelines")[1][0])
     assert timeline.items() >= {
         **CAPTURE, "context": 1, "name": "camera0", "driver": "fencebroker", "value": 3, "highest": 10, "n_active": 0, "mode": 0o640,
-        "created": 3600002000000, "expiry": 60_000_000_000, "n_sockets": 2, "creator_alive": True,
+        "created_ns": 3600002000000, "expiry_ns": 60_000_000_000, "n_descriptors": 2, "creator_alive": True,
     }.items()  # fmt: skip
     assert timeline["inodes"] == [4701, 4702]
     fences = [row(section("list fences"), fence) for fence in one("list", kind="fences")[1]]
@@ -191,17 +191,17 @@ def test_the_rows_of_lists() -> None:
     assert merged.items() >= {"uid": 1000, "n_sync_files": 1, "status": 0, "seqno": 1, "owner": None, "timeline": None}.items()
     point = next(fence for fence in fences if fence["seqno"] == 10)
     assert point.items() >= {
-        "kind": "point", "label": "camera0", "status": -errno.ECANCELED, "context": 1, "timeline": "camera0", "timeline_uid": 1000,
+        "kind": "point", "obj_name": "camera0", "status": -errno.ECANCELED, "context": 1, "timeline": "camera0", "timeline_uid": 1000,
     }.items()  # fmt: skip
-    assert point["created"] < point["timestamp"] < point["expires"]
+    assert point["created_ns"] < point["timestamp_ns"] < point["expires_ns"]
     sync_file = row(section("list sync_files"), one("list", kind="sync_files")[1][-1])
     assert sync_file.items() >= {
-        **CAPTURE, "handle": 8, "status": -errno.ECANCELED, "context": 1, "seqno": 10, "tampered": False, "is_open": True,
+        **CAPTURE, "id": 8, "status": -errno.ECANCELED, "context": 1, "seqno": 10, "tampered": False, "is_open": True,
         "fence": point["id"], "kind": "point", "timeline": "camera0", "timeline_uid": 1000,
     }.items()  # fmt: skip
-    assert (sync_file["created"], sync_file["timestamp"]) == (point["created"], point["timestamp"])
+    assert (sync_file["created_ns"], sync_file["timestamp_ns"]) == (point["created_ns"], point["timestamp_ns"])
     session = row(section("list sessions"), one("list", kind="sessions")[1][0])
-    assert session == {**CAPTURE, "id": 1, "n_handles": 8, "n_timelines": 1, "created": 3600001000000}
+    assert session == {**CAPTURE, "id": 1, "n_sync_files": 8, "n_timelines": 1, "created_ns": 3600001000000}
 
 
 def test_the_lines_of_events() -> None:
