@@ -133,6 +133,8 @@ class Server:
         self._carry_out(effects)
         self._carry_out(self._core.end(time.monotonic_ns()))
         signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a handler would be reset while the interpreter ends, and the signal would kill
         for peer in list(self._peers.values()):
             self._drop_peer(peer)
         self._sockets.close_all()
