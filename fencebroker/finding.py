@@ -75,8 +75,11 @@ def _try(place: Path) -> Connection | None:
         raise
 
 
-def start_user_broker(path: Path) -> None:
-    """Start a broker at ``path`` unless somebody else does so at this moment; returns when one of them serves, or raises BrokerUnavailable."""
+def start_user_broker(path: Path, idle_exit: int = IDLE_EXIT) -> None:
+    """Start a broker at ``path`` unless somebody else does so at this moment; returns when one of them serves, or raises BrokerUnavailable.
+
+    It leaves after ``idle_exit`` seconds without anybody; 0: it stays.
+    """
     log = places.log_path()
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Whoever holds the lock starts the broker; the others wait for the lock and then find it running.
@@ -86,13 +89,13 @@ def start_user_broker(path: Path) -> None:
         if connection is not None:
             connection.close()
             return
-        _start(path, log)
+        _start(path, log, idle_exit)
 
 
-def _start(path: Path, log: Path) -> None:
+def _start(path: Path, log: Path, idle_exit: int) -> None:
     ready_r, ready_w = (OwnedFd(fd) for fd in os.pipe2(os.O_CLOEXEC))
     with ready_r, ready_w, OwnedFd(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)) as out:
-        command = [sys.executable, "-P", "-m", "fencebrokerd", "--listen", str(path), "--idle-exit", str(IDLE_EXIT)]
+        command = [sys.executable, "-P", "-m", "fencebrokerd", "--listen", str(path), "--idle-exit", str(idle_exit)]
         command += ["--ready-fd", str(ready_w.fileno())]
         # The shell leaves at once, so the broker is no child of ours: it outlives us, and is no zombie when it leaves first.
         subprocess.run(

@@ -1,0 +1,59 @@
+"""``status``: is a broker there, and how is it?"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import click
+
+from fencebroker.cli import names
+from fencebroker.cli.command import Invocation, Verb, answer_within, asks_broker, parsed, seconds, wants_json
+from fencebroker.cli.render import facts, span
+
+__all__ = ["status"]
+
+#: What a person sees in lines of its own; whatever else the broker tells comes after them under the broker's word for it.
+ARRANGED: Final = frozenset({"pid", "version", "uptime_ns", "uid", "descriptors", "descriptor_limit", "descriptor_reserve"})
+
+EXAMPLE = """\
+$ fencectl status
+"""
+
+
+@click.command(cls=Verb, example=EXAMPLE)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    callback=parsed(seconds),
+    default="5",
+    show_default=True,
+    help="A broker that does not answer for so long is none.",
+)
+@asks_broker
+@wants_json
+@click.pass_obj
+def status(invocation: Invocation, timeout: float) -> None:
+    """Show the broker: who it is, what there is, what its limits are.
+
+    As a health check: exit code 0 when a broker answers, 4 when none does. Counts are of what you may see; the connection that asks is
+    one of the sessions.
+    """
+    with invocation.connect(timeout) as broker, answer_within(timeout):
+        found: dict[str, Any] = {"socket": str(broker._connection.path), **broker._status()}
+    invocation.output.json(found)
+    sees_all = os.getuid() in (0, found["uid"])
+    pairs = [
+        ("broker", f"pid {found['pid']}, fencebroker {found['version']}, user {names.user(found['uid'])}"),
+        ("socket", found["socket"]),
+        ("up for", span(found["uptime_ns"])),
+        *((name.replace("_", " "), str(value)) for name, value in found.items() if name not in ARRANGED | {"socket"}),
+        ("counted", "everybody's" if sees_all else "yours only"),
+        ("descriptors", _descriptors(found)),
+    ]
+    invocation.output.tables(facts("", pairs))
+
+
+def _descriptors(found: dict[str, Any]) -> str:
+    limit = f"limit {found['descriptor_limit']}, {found['descriptor_reserve']} of them kept for accepting and inspecting"
+    return f"{found['descriptors']} in use, {limit}" if "descriptors" in found else limit

@@ -1,0 +1,113 @@
+"""Rows -> JSON.  docs/fencectl.md documents every key, and a test compares; keys are added, never renamed.
+
+Times that end in ``_ns`` are nanoseconds of CLOCK_MONOTONIC; ``now_ns`` beside them says what time it is on that clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fencebroker.cli.catalogue import Node
+from fencebroker.cli.render import state
+from fencebroker.model import ProcessInfo
+from fencebroker.rows import FenceRow, Row, SessionRow, SyncFileRow, TimelineRow
+
+__all__ = ["fence", "process", "row", "session", "sync_file", "timeline", "tree"]
+
+
+def process(who: ProcessInfo | None) -> dict[str, Any] | None:
+    """A process."""
+    return None if who is None else {"pid": who.pid, "uid": who.uid, "comm": who.comm}
+
+
+def timeline(row: TimelineRow) -> dict[str, Any]:
+    """A timeline."""
+    return {
+        "context": row.context,
+        "name": row.name,
+        "driver": row.driver,
+        "value": row.value,
+        "highest": row.highest,
+        "active": row.n_active,
+        "owner": process(row.owner),
+        "owner_alive": row.creator_alive,
+        "created_ns": row.created_ns,
+        "mode": f"{row.mode:04o}",
+        "expiry_ns": row.expiry_ns,
+        "descriptors": row.n_descriptors,
+    }
+
+
+def fence(row: FenceRow) -> dict[str, Any]:
+    """A fence."""
+    return {
+        "context": row.context,
+        "seqno": row.seqno,
+        "kind": row.kind,
+        "timeline": row.timeline,
+        "timeline_uid": row.timeline_uid,
+        "obj_name": row.obj_name,
+        "driver": row.driver_name,
+        "status": row.status,
+        "state": state(row.status),
+        "owner": process(row.owner),
+        "uid": row.uid,
+        "created_ns": row.created_ns,
+        "timestamp_ns": row.timestamp_ns,
+        "deadline_ns": row.deadline_ns,
+        "expires_ns": row.expires_ns,
+        "sync_files": row.n_sync_files,
+    }
+
+
+def tree(node: Node) -> dict[str, Any]:
+    """A fence and what it waits for: ``members`` is empty for what is no merge, and null where a merge is not written out."""
+    assert node.row is not None
+    members = None
+    if node.members is not None:
+        members = [None if member.row is None else tree(member) for member in node.members]
+    return {**fence(node.row), "members": members}
+
+
+def sync_file(row: SyncFileRow) -> dict[str, Any]:
+    """A sync_file."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "status": row.status,
+        "state": state(row.status),
+        "tampered": row.tampered,
+        "kind": row.kind,
+        "timeline": row.timeline,
+        "timeline_uid": row.timeline_uid,
+        "context": row.context,
+        "seqno": row.seqno,
+        "creator": process(row.creator),
+        "open": row.is_open,
+        "created_ns": row.created_ns,
+        "timestamp_ns": row.timestamp_ns,
+    }
+
+
+def session(row: SessionRow) -> dict[str, Any]:
+    """A session."""
+    return {
+        "id": row.id,
+        "client": process(row.client),
+        "sync_files": row.n_sync_files,
+        "timelines": row.n_timelines,
+        "created_ns": row.created_ns,
+    }
+
+
+def row(row: Row) -> dict[str, Any]:
+    """Any of them."""
+    match row:
+        case TimelineRow():
+            return timeline(row)
+        case FenceRow():
+            return fence(row)
+        case SyncFileRow():
+            return sync_file(row)
+        case SessionRow():
+            return session(row)
