@@ -87,7 +87,7 @@ def _limit(where: str, key: str, value: object) -> int | float:
     if key in ("packet_bytes", "packet_descriptors"):
         raise ConfigError(f"{where}: part of the protocol, cannot be configured")
     wanted = (int, float) if isinstance(default.default, float) else (int,)
-    if isinstance(value, bool) or not isinstance(value, wanted) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, wanted) or not 0 < value < 1e12:
         raise ConfigError(f"{where}: must be a positive {'number' if float in wanted else 'integer'}, not {value!r}")
     if key == "sync_files_share" and value > 1:
         raise ConfigError(f"{where}: must be at most 1, not {value!r}")
