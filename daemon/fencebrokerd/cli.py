@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +58,26 @@ def cli(listen: str | None, user: bool, config: Path | None, check_config: bool,
     (--user), or, as root, on /run/fencebroker/broker.sock.  Every option can also stand in the environment (FENCEBROKERD_IDLE_EXIT=30) or in
     the file (idle_exit = 30); arguments come before the environment, the environment before the file.
 
-    SIGTERM ends it in order: active fences complete with ECANCELED.
+    SIGTERM ends it in order: active fences complete with ECANCELED.  SIGHUP reads the configuration again and loses nothing.
     """
     if listen is not None and user:
         raise click.UsageError("--listen and --user exclude each other")
     file = config
     if file is None and not user and SYSTEM_CONFIG.exists():
         file = SYSTEM_CONFIG
+
+    def read() -> Config:
+        return load({"listen": listen, **arguments}, os.environ, file)
+
     try:
-        loaded = load({"listen": listen, **arguments}, os.environ, file)
+        loaded = read()
         check_ready_fd(ready_fd)
     except ConfigError as err:
         raise click.UsageError(str(err)) from err
     if check_config:
         show(loaded)
         return
-    sys.exit(serve(loaded, user, ready_fd))
+    sys.exit(serve(loaded, read, user, ready_fd))
 
 
 def check_ready_fd(ready_fd: int | None) -> None:
@@ -124,8 +129,8 @@ def default_path(user: bool) -> Path:
     return places.SYSTEM_SOCKET
 
 
-def serve(config: Config, user: bool, ready_fd: int | None) -> int:
-    """Listen and run; returns the exit code."""
+def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int | None) -> int:
+    """Listen and run; returns the exit code.  ``read`` reads the configuration again, for SIGHUP."""
     log = Log(config.log_level)
     listener = None
     try:
@@ -142,7 +147,7 @@ def serve(config: Config, user: bool, ready_fd: int | None) -> int:
     # What the interpreter, the log, the listeners and the epolls have is not for clients.
     limits = dataclasses.replace(config.limits, descriptors=limit - len(os.listdir("/proc/self/fd")) - 8)
     config = dataclasses.replace(config, limits=limits)
-    server = Server(config, Broker(limits, os.getuid()), sockets, log)
+    server = Server(config, Broker(limits, os.getuid()), sockets, log, read)
     where = " ".join(name for sock in sockets if (name := address(sock)))
     log.write("notice", f"fencebrokerd {__version__} serves {where} (descriptor limit {limit})")
     n = server.run(lambda: say_ready(ready_fd))

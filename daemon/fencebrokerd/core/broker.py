@@ -30,6 +30,11 @@ class Broker:
         self.state = State(limits.remembered_failures, own_uid)
         self._turn = Turn(self.state, limits)
 
+    def configure(self, limits: Limits) -> None:
+        """Use other limits from now on; what is over them already stays."""
+        self.limits = limits
+        self._turn.limits = limits
+
     # -- clients
 
     def connect(self, session: int, uid: int, gid: int, groups: frozenset[int], pid: int, comm: str, now: int) -> None:

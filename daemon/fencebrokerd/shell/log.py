@@ -7,6 +7,7 @@ names are escaped.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from typing import Final
@@ -15,6 +16,10 @@ __all__ = ["Log", "escape"]
 
 #: Level -> journal priority (syslog.h).
 PRIORITIES: Final = {"error": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
+
+
+JOURNAL: Final = "/run/systemd/journal/socket"
+_ONE_LINE: Final = {ord("\n"): " "}
 
 
 def escape(text: str) -> str:
@@ -29,6 +34,10 @@ class Log:
         self._least = PRIORITIES[level]
         self._journal = _stderr_is_journal()
         self._said: set[tuple[int, str]] = set()
+
+    def set_level(self, level: str) -> None:
+        """Leave out what is less important from now on."""
+        self._least = PRIORITIES[level]
 
     def write(self, level: str, text: str) -> None:
         """Write one line."""
@@ -50,7 +59,27 @@ class Log:
         """Write a warning about a client, once per uid and cause."""
         if (uid, cause) not in self._said and len(self._said) < 10_000:
             self._said.add((uid, cause))
-            self.write("warning", f"{text} (uid {uid}; said once)")
+            text = f"{text} (uid {uid}; said once)"
+            if not self._journal or PRIORITIES["warning"] > self._least or not _send_to_journal(text, uid, cause):
+                self.write("warning", text)
+
+
+def _send_to_journal(text: str, uid: int, cause: str) -> bool:
+    """Write an incident as a journal entry with fields (systemd's native protocol: one datagram of KEY=value lines); False if it cannot be."""
+    fields = {
+        "MESSAGE": text,
+        "PRIORITY": PRIORITIES["warning"],
+        "SYSLOG_IDENTIFIER": "fencebrokerd",
+        "FENCEBROKER_UID": uid,
+        "FENCEBROKER_CAUSE": cause,
+    }
+    datagram = "".join(f"{key}={str(value).translate(_ONE_LINE)}\n" for key, value in fields.items())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(datagram.encode(errors="replace"), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, JOURNAL)
+        except OSError:
+            return False
+    return True
 
 
 def _stderr_is_journal() -> bool:

@@ -10,6 +10,7 @@ Rule
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import resource
@@ -25,7 +26,7 @@ from fencebroker.errors import Refusal
 from fencebroker.fds import NOWAIT, OwnedFd, Truncated, recv_packet
 from fencebroker.protocol import Move, Violation
 from fencebrokerd import __version__
-from fencebrokerd.config import Config
+from fencebrokerd.config import Config, ConfigError
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core.broker import Broker
 from fencebrokerd.shell.creators import Creators
@@ -37,6 +38,7 @@ from fencebrokerd.shell.notify import notify
 from fencebrokerd.shell.peer import Peer, TooSlow
 from fencebrokerd.shell.reaper import Reaper
 from fencebrokerd.shell.sockets import Sockets
+from fencebrokerd.shell.supervisor import Supervisor
 
 __all__ = ["Server"]
 
@@ -54,10 +56,15 @@ Effects = list[fx.Effect]
 class Server:
     """Owns every descriptor of the broker and runs until it is told to stop."""
 
-    def __init__(self, config: Config, core: Broker, listeners: list[socket.socket], log: Log) -> None:
+    def __init__(
+        self, config: Config, core: Broker, listeners: list[socket.socket], log: Log, reload: Callable[[], Config] | None = None
+    ) -> None:
+        """Take the listening sockets.  ``reload`` reads the configuration again for SIGHUP; ConfigError leaves everything as it is."""
         self._config = config
         self._core = core
         self._log = log
+        self._reload = reload
+        self._reload_asked = False
         self._started = time.monotonic_ns()
         self._epoll = select.epoll()
         self._door = Door(listeners, self._epoll, log)
@@ -66,10 +73,12 @@ class Server:
         self._reaper = Reaper()
         self._sockets = Sockets(self._identity, self._reaper)
         self._creators = Creators(self._epoll)
+        self._supervisor = Supervisor(self._epoll, listeners[0].getsockname(), self._describe)
         self._peers: dict[int, Peer] = {}  # by session
         self._by_fd: dict[int, Peer] = {}
         self._silent: dict[int, Peer] = {}  # before their hello
         self._queued: dict[int, Peer] = {}  # with unsent output
+        self._own: set[int] = set()  # sessions of our own watchdog
         self._next_session = 1
         self._stopping = False
         self._idle_since: int | None = None
@@ -112,7 +121,12 @@ class Server:
                 elif (session := self._creators.session_of(fd)) is not None:
                     self._core.creator_died(session, time.monotonic_ns())
                     self._creators.forget(session)
+                elif self._supervisor.owns(fd):
+                    self._supervisor.come_back()
             self._pass_time()
+            self._supervisor.say_status()
+            if self._reload_asked:
+                self._reload_now()
         return self._stop()
 
     def _watch_signals(self) -> None:
@@ -125,6 +139,38 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
 
+        def reload(number: int, frame: object) -> None:
+            self._reload_asked = True
+
+        if self._reload is not None:
+            signal.signal(signal.SIGHUP, reload)
+
+    def _describe(self) -> str:
+        """One line for people who look at the service."""
+        sessions, timelines = len(self._core.state.sessions) - len(self._own), len(self._core.state.timelines)
+        return f"{sessions} {'client' if sessions == 1 else 'clients'}, {timelines} {'timeline' if timelines == 1 else 'timelines'}"
+
+    def _reload_now(self) -> None:
+        """Take over what can change while we run; sessions, timelines and fences stay.  A wrong configuration changes nothing."""
+        self._reload_asked = False
+        assert self._reload is not None
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            config = self._reload()
+        except ConfigError as err:
+            self._log.write("error", f"the configuration stays as it was: {err}")
+        else:
+            fixed = [name for name in ("listen", "socket_mode") if getattr(config, name) != getattr(self._config, name)]
+            if fixed:
+                self._log.write("warning", f"needs a restart to change: {', '.join(fixed)}")
+            descriptors = min(config.limits.descriptors, self._config.limits.descriptors)
+            limits = dataclasses.replace(config.limits, descriptors=descriptors)
+            self._config = dataclasses.replace(config, limits=limits)
+            self._core.configure(limits)
+            self._log.set_level(config.log_level)
+            self._log.write("notice", "the configuration was read again")
+        notify("READY=1")
+
     def _stop(self) -> int:
         notify("STOPPING=1")
         now = time.monotonic_ns()
@@ -133,13 +179,14 @@ class Server:
         self._carry_out(effects)
         self._carry_out(self._core.end(time.monotonic_ns()))
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # a handler would be reset while the interpreter ends, and the signal would kill
         for peer in list(self._peers.values()):
             self._drop_peer(peer)
         self._sockets.close_all()
         self._eventfds.close_all()
         self._creators.close()
+        self._supervisor.close()
         self._door.close()
         for sock in (self._wake_r, self._wake_w, self._epoll):
             sock.close()
@@ -152,9 +199,10 @@ class Server:
         """Seconds until something is due; None: nothing ever, unless somebody speaks."""
         wake_at = self._core.wake_at
         config, limits = self._config, self._config.limits
-        if wake_at is None and not self._silent and not self._queued and (self._peers or not config.idle_exit):
+        watchdog = self._supervisor.due
+        if wake_at is None and watchdog is None and not self._silent and not self._queued and (self._peers or not config.idle_exit):
             return None
-        due = [wake_at]
+        due = [wake_at, watchdog]
         if self._silent:
             due.append(next(iter(self._silent.values())).connected_at + int(limits.hello_seconds * 1e9))
         if self._queued:
@@ -169,9 +217,10 @@ class Server:
 
     def _pass_time(self) -> None:
         wake_at = self._core.wake_at
-        if wake_at is None and not self._silent and not self._queued and self._idle_since is None:
+        if wake_at is None and not self._silent and not self._queued and self._idle_since is None and self._supervisor.due is None:
             return
         now = time.monotonic_ns()
+        self._supervisor.pass_time(now)
         if wake_at is not None and wake_at <= now:
             self._sweep()  # what was signalled in time counts
             self._carry_out(self._core.expire(now))
@@ -183,7 +232,7 @@ class Server:
             for peer in [p for p in self._queued.values() if p.stalled_at + limits.stalled_seconds * 1e9 <= now]:
                 self._end_peer(peer, f"it took nothing for {limits.stalled_seconds:g} s")
         if self._idle_since is not None:
-            if self._peers:
+            if self._peers or not self._config.idle_exit:
                 self._idle_since = None
             elif self._idle_since + self._config.idle_exit * 1e9 <= now:
                 self._stopping = True
@@ -219,6 +268,7 @@ class Server:
         fd = peer.sock.fileno()
         self._epoll.unregister(fd)
         del self._by_fd[fd], self._peers[peer.session]
+        self._own.discard(peer.session)
         self._silent.pop(peer.session, None)
         self._queued.pop(peer.session, None)
         peer.close_queue()
@@ -323,6 +373,8 @@ class Server:
                 self._forget_peer(peer)
             return
         peer.conversation.move(Move.ACCEPT)
+        if who.pid == os.getpid():
+            self._own.add(peer.session)
         self._send(fx.Send(peer.session, [serial, 0, wire.VERSION, __version__, os.getpid(), peer.session]))
 
     def _no_room(self, peer: Peer) -> Refusal | None:
