@@ -1,0 +1,89 @@
+"""A client that speaks the wire by itself, so that it can say what the library never would."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any, Self
+
+from fencebroker import wire
+from fencebroker.fds import OwnedFd, close_all, recv_packet, send_packet
+from tests.helpers import LIMIT
+
+__all__ = ["WireClient", "descriptors_of", "switches_of"]
+
+
+class WireClient:
+    """One session's socket.  ``greet=False`` connects and says nothing."""
+
+    def __init__(self, path: str, *, greet: bool = True) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(LIMIT)
+        self._serial = 1
+        try:
+            self.sock.connect(path)
+            if greet:
+                self.say([1, wire.HELLO, wire.VERSION, "wire client"])
+                assert self.hear()[:2] == [1, 0]
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def say(self, message: Sequence[Any] | bytes, fds: Sequence[int] = ()) -> None:
+        """Send a packet: a message, or bytes as they are."""
+        if message == b"":
+            self.sock.send(b"")
+        else:
+            send_packet(self.sock, message if isinstance(message, bytes) else wire.encode(message), fds)
+
+    def take(self) -> tuple[bytes, list[OwnedFd]]:
+        """Receive a packet and its descriptors, which the caller owns."""
+        try:
+            return recv_packet(self.sock)
+        except ConnectionResetError:
+            return b"", []
+
+    def hear(self) -> list[Any]:
+        """Receive a message and close what came with it."""
+        packet, fds = self.take()
+        close_all(fds)
+        assert packet, "the broker ended this session"
+        return wire.decode_answer(packet)
+
+    def ask(self, op: int, *arguments: Any, fds: Sequence[int] = ()) -> list[Any]:
+        """Send a request and return its answer."""
+        self._serial += 1
+        self.say([self._serial, op, *arguments], fds)
+        answer = self.hear()
+        assert answer[0] == self._serial
+        return answer
+
+    def is_cut(self) -> bool:
+        """Wait for the next packet, and say whether it is the end."""
+        packet, fds = self.take()
+        close_all(fds)
+        return not packet
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def descriptors_of(pid: int) -> int:
+    """How many descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def switches_of(pid: int) -> int:
+    """How often the threads of a process have gone to sleep so far: a process that sleeps all the time keeps the number."""
+    total = 0
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/status", encoding="ascii") as lines:
+            total += next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+    return total
