@@ -9,13 +9,14 @@ import pytest
 from tests.core.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from fencebroker.model import Limits
+    from tests.core.world import MakeWorld
 
 
 @pytest.fixture
-def make_world() -> Iterator[Callable[..., World]]:
+def make_world() -> Iterator[MakeWorld]:
     """Make worlds with limits of the test's own."""
     worlds: list[World] = []
 
@@ -31,6 +32,6 @@ def make_world() -> Iterator[Callable[..., World]]:
 
 
 @pytest.fixture
-def world(make_world: Callable[..., World]) -> World:
+def world(make_world: MakeWorld) -> World:
     """Return a world with roomy limits."""
     return make_world()

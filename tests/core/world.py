@@ -8,7 +8,7 @@ also folds the emitted events into a second, fresh state, so that ``check`` can 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fencebroker import wire
 from fencebroker.errors import Refusal
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from fencebrokerd.core.events import Event
 
-__all__ = ["ALICE", "BOB", "CAROL", "ROOT", "Client", "Info", "Line", "World", "active", "table"]
+__all__ = ["ALICE", "BOB", "CAROL", "ROOT", "Client", "Info", "Line", "MakeWorld", "World", "active", "limits", "table"]
 
 ROOT: Final = 0
 ALICE: Final = 1000
@@ -62,6 +62,12 @@ class Info:
     tampered: bool
     detached: bool
     fences: list[list[Any]]
+
+
+class MakeWorld(Protocol):
+    """The fixture ``make_world``."""
+
+    def __call__(self, limits: Limits | None = None) -> World: ...
 
 
 class World:
@@ -120,7 +126,7 @@ class World:
                 break
         self._depth -= 1
         if not self._depth and self.broker.is_untidy:
-            self.run(self.broker.tidy(self.tick()))
+            self.run(self.broker.tidy(self.now))
 
     def _collect(self) -> None:
         for event in self.broker._turn.events:
