@@ -351,8 +351,10 @@ class Server:
             self._reaper.close_fd(fd.detach())
 
     def _greet(self, peer: Peer, message: list[Any]) -> None:
-        serial, _, version, _client = message
+        serial, _, version, client = message
         who = peer.credentials
+        if who.comm.startswith("python") and client:
+            who.comm = client[:64]  # the script's name tells more than the interpreter's; pid and uid are the kernel's word
         refusal: Refusal | None = None
         if version != wire.VERSION:
             text = f"this broker (fencebroker {__version__}) speaks version {wire.VERSION} of the protocol, the client version {version}; "
