@@ -16,7 +16,7 @@ from typing import Final
 from fencebroker.fds import NOWAIT, OwnedFd, close_all, send_packet
 from fencebroker.protocol import Conversation
 
-__all__ = ["Credentials", "Peer", "TooSlow"]
+__all__ = ["Credentials", "Peer", "TooSlow", "printable"]
 
 SO_PEERGROUPS: Final = 59
 _UCRED: Final = struct.Struct("3i")
@@ -45,13 +45,18 @@ def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
     return struct.unpack(f"{len(raw) // 4}I", raw)
 
 
+def printable(name: str) -> str:
+    """A process chooses its own name: what could move a terminal's cursor is replaced before anybody prints it."""
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
 def _comm(pid: int) -> str:
     """The command name, for people; pid 0 is a process of another pid namespace."""
     if pid <= 0:
         return "?"
     try:
         with open(f"/proc/{pid}/comm", "rb") as stream:
-            return stream.read(64).rstrip(b"\n").decode(errors="backslashreplace")
+            return printable(stream.read(64).rstrip(b"\n").decode(errors="backslashreplace"))
     except OSError:
         return "?"
 

@@ -35,7 +35,7 @@ from fencebrokerd.shell.eventfds import Eventfds
 from fencebrokerd.shell.identity import Identity
 from fencebrokerd.shell.log import Log, escape
 from fencebrokerd.shell.notify import notify
-from fencebrokerd.shell.peer import Peer, TooSlow
+from fencebrokerd.shell.peer import Peer, TooSlow, printable
 from fencebrokerd.shell.reaper import Reaper
 from fencebrokerd.shell.sockets import Sockets
 from fencebrokerd.shell.supervisor import Supervisor
@@ -354,7 +354,7 @@ class Server:
         serial, _, version, client = message
         who = peer.credentials
         if who.comm.startswith("python") and client:
-            who.comm = client[:64]  # the script's name tells more than the interpreter's; pid and uid are the kernel's word
+            who.comm = printable(client[:64])  # the script's name tells more than the interpreter's; pid and uid are the kernel's word
         refusal: Refusal | None = None
         if version != wire.VERSION:
             text = f"this broker (fencebroker {__version__}) speaks version {wire.VERSION} of the protocol, the client version {version}; "
