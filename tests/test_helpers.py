@@ -229,7 +229,7 @@ def test_a_hang_is_cut_and_its_children_are_killed(inner: Inner) -> None:
             pass
     """,
         "-o",
-        "timeout=1",
+        "timeout=2",
         "-rA",
     )
     assert outcome(output) == {"failed": 1, "passed": 1}, output
