@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, Self
 
@@ -56,6 +57,7 @@ class SyncFile:
         "_fd",
         "_forks",
         "_handle",
+        "_n_waits",
         "_name",
         "_origin",
         "_point",
@@ -73,6 +75,7 @@ class SyncFile:
         self._epoch = None if connection is None else connection.epoch
         self._forks = forks()
         self._exposed = handle is None
+        self._n_waits = 0
         self._origin: tuple[Signaller, int] | None = None  # where and which point it is, if this process signals it
         self._closed = False
 
@@ -116,11 +119,19 @@ class SyncFile:
     def _peek(fd: OwnedFd) -> int | None:
         return peek_status(fd.fileno())
 
-    def _dup_fd(self) -> OwnedFd:
-        """A descriptor for one wait, which nobody else can close."""
+    @contextlib.contextmanager
+    def _dup_fd(self) -> Iterator[OwnedFd]:
+        """A descriptor for one wait, which nobody else can close.  Meanwhile the broker must keep its copy."""
         with _lock:
             self._number()
-            return self._fd.dup()
+            own = self._fd.dup()
+            self._n_waits += 1
+        try:
+            yield own
+        finally:
+            own.close()
+            with _lock:
+                self._n_waits -= 1
 
     def detach(self) -> int:
         """Give the descriptor away: returns its number, which the caller closes; this object is closed then."""
@@ -155,7 +166,7 @@ class SyncFile:
         handle, self._handle = self._handle, None
         if handle is None or connection is None or connection.epoch is not self._epoch or not connection.is_open:
             return
-        exposed = self._exposed or self._forks != forks()  # a child may wait on it
+        exposed = self._exposed or self._n_waits > 0 or self._forks != forks()  # a child may wait on it
         if at_once is None:
             # A point that this process has passed will be signalled before the broker reads anything that is sent now.
             passed = self._origin is not None and self._origin[0].value >= self._origin[1]
