@@ -354,7 +354,7 @@ def test_select_poll_epoll_and_selectors(timeline: fb.Timeline) -> None:
 # Threads
 
 
-def test_many_threads_wait_and_one_closes(timeline: fb.Timeline) -> None:
+def test_many_threads_wait_and_one_closes(connection: fb.Broker, timeline: fb.Timeline) -> None:
     """Any number of threads may wait on one SyncFile while another closes it: their waits go on until it signals."""
     n = 8
     started = threading.Barrier(n + 1)
@@ -375,6 +375,7 @@ def test_many_threads_wait_and_one_closes(timeline: fb.Timeline) -> None:
     while not set(descriptors()) - before:
         pass  # until one of them has its duplicate
     fence.close()
+    connection._status()  # the broker has heard of the close
     assert not woken
     timeline.advance(1)
     for thread in threads:
@@ -402,7 +403,7 @@ def test_many_threads_wait_on_one(timeline: fb.Timeline) -> None:
     assert sorted(woken) == list(range(8))
 
 
-def test_wait_any_goes_on_when_another_thread_closes(timeline: fb.Timeline) -> None:
+def test_wait_any_goes_on_when_another_thread_closes(connection: fb.Broker, timeline: fb.Timeline) -> None:
     """It looks at duplicates of its own."""
     first, second = timeline.export_many([1, 2])
     before = len(descriptors())
@@ -412,6 +413,7 @@ def test_wait_any_goes_on_when_another_thread_closes(timeline: fb.Timeline) -> N
     while len(descriptors()) < before + 2:
         pass  # until it has both duplicates
     first.close()
+    connection._status()
     timeline.advance(1)
     thread.join(LIMIT)
     assert results == [[first]]
