@@ -185,7 +185,9 @@ def conversation() -> Iterator[Packet]:
     # Events.
     r.ask(a, wire.SUBSCRIBE)
     r.ask(a, wire.EXPORT, 1, [12], "", False)
+    r.ask(a, wire.WAIT_START, 9)
     r.tell(wire.ADVANCE, 12)
+    r.ask(a, wire.WAIT_END, 29)
     # The end, which nobody answers.
     r.ask(a, wire.RELEASE, [4], [1, 2, 3])
     r.ask(a, wire.FORGET_TIMELINE, 1)

@@ -14,6 +14,10 @@ Facts
   something else is never taken for what it was.
   sw_sync counts in 32 bits and wraps; the broker counts in 64.  A u32 here stands for the nearest 64-bit value of which it is the low half,
   as the kernel's signed comparison has it; where that would lie before the timeline's beginning it lies ahead instead.
+Rules
+  The order of complaints is the kernel's: whatever its system call finds before it looks at the arguments comes first (EBADF, ENOTTY), then
+  the descriptor it reserves (EMFILE), then the arguments.  Beyond its ladders there are two of a broker's own: EDQUOT (QuotaExceeded) when a
+  quota is used up, and ENOTCONN (BrokerUnavailable) when the broker is gone.  A wrong type is a TypeError, as everywhere in Python.
 """
 
 from __future__ import annotations
@@ -25,17 +29,19 @@ import select
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fencebroker import requests, wire
-from fencebroker.connection import Connection
-from fencebroker.errors import NotASyncFile
-from fencebroker.fds import OwnedFd, new_fence_eventfd, send_packet
+from fencebroker.connection import Connection, Request
+from fencebroker.errors import BrokerUnavailable, NotASyncFile
+from fencebroker.fds import NOWAIT, OwnedFd, new_fence_eventfd, peek_status, send_packet
 from fencebroker.finding import default_connection
 from fencebroker.model import U64_MAX
 
 if TYPE_CHECKING:
     from fencebroker.model import SyncFileInfo
+
+T = TypeVar("T")
 
 __all__ = [
     "sw_sync_fence_create",
@@ -102,8 +108,26 @@ def _is_open(fd: int) -> bool:
 
 
 def _reserve() -> None:
-    """The kernel reserves the result's descriptor first: EMFILE comes before any other complaint."""
+    """The kernel reserves the result's descriptor before it looks at the arguments: EMFILE comes before complaints about them."""
     OwnedFd(new_fence_eventfd()).close()
+
+
+def _connection() -> Connection:
+    try:
+        return default_connection()
+    except BrokerUnavailable as err:
+        raise _gone(err) from err
+
+
+def _call(connection: Connection, request: Request[T]) -> T:
+    try:
+        return connection.call(request)
+    except BrokerUnavailable as err:
+        raise _gone(err) from err
+
+
+def _gone(err: BrokerUnavailable) -> BrokerUnavailable:
+    return BrokerUnavailable(errno.ENOTCONN, str(err))
 
 
 # -- sync.h
@@ -115,70 +139,112 @@ def sync_wait(fd: int, timeout: int) -> None:
     ``timeout`` is in ms: -1 (or any negative) for ever, 0 asks now.  One absolute deadline holds through every interruption.  What this
     process did before it asks is seen, including a bare close of a timeline.
     OSError: ETIME when the time is over; EINVAL when ``fd`` is negative or no sync_file; ENOENT when it is of another broker or of none;
-    EBADF when it is not open.
+    EBADF when it is not open; ENOTCONN when the broker went away before the fence signalled.
     """
     fd = _fd(fd, "fd", errno.EINVAL)
     if type(timeout) is not int:
         raise TypeError(f"timeout must be an int of milliseconds, not {type(timeout).__name__}")
     deadline = None if timeout < 0 else time.monotonic() + timeout / 1000
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    if _happened(poller, 0, fd):
-        return
+    forged = False
+    if _poll(_poller(fd), 0, fd):
+        if not _is_forged(fd):
+            return
+        forged = True
     # Not yet, as far as this process can see: the broker has read all that this process did when it answers.
-    if _ask(fd, errno.ENOENT).status or timeout == 0:
-        if _happened(poller, 0, fd):
-            return
-        raise _error(errno.ETIME, f"fd {fd} has not signalled")
-    while True:
-        remaining = None if deadline is None else max(0, -int(-(deadline - time.monotonic()) * 1000 // 1))
-        if _happened(poller, remaining, fd):
-            return
-        if deadline is not None and time.monotonic() >= deadline:
-            raise _error(errno.ETIME, f"fd {fd} did not signal within {timeout} ms")
-
-
-def _happened(poller: select.poll, timeout: int | None, fd: int) -> bool:
-    for _, events in poller.poll(None if timeout is None else min(timeout, 2**31 - 1)):
-        if events & select.POLLNVAL:
-            raise _error(errno.EBADF, f"fd {fd} is not open")
-        if events & select.POLLERR:
-            raise _error(errno.EINVAL, f"fd {fd} has an error; it is no sync_file")
-        return True
-    return False
-
-
-def _ask(fd: int, foreign_eventfd: int) -> SyncFileInfo:
-    """Ask the broker about ``fd``.  An eventfd that is not the broker's is ``foreign_eventfd``, anything else EINVAL."""
-    if not _is_open(fd):
-        raise _error(errno.EBADF, f"fd {fd} is not open")
+    connection = _connection()
     try:
-        return requests.call_info(default_connection(), fd)
+        if timeout == 0:
+            row, _, _ = _call(connection, requests.info_page(connection, fd, 0))
+            if not row[1]:
+                raise _error(errno.ETIME, f"fd {fd} has not signalled")
+            return
+        status, wait = _call(connection, requests.wait_start(connection, fd))
     except NotASyncFile as err:
         is_eventfd = os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
-        raise _error(foreign_eventfd if is_eventfd else errno.EINVAL, str(err)) from err
+        raise _error(errno.ENOENT if is_eventfd else errno.EINVAL, str(err)) from err
+    if status:
+        return
+    try:
+        if not forged:
+            _sleep(fd, connection, deadline)
+            forged = _is_forged(fd)
+        if forged:
+            with _call(connection, requests.import_sync_file(connection, fd)) as private:
+                _sleep(private.fileno(), connection, deadline)
+    finally:
+        if wait:  # somebody follows the broker's events
+            connection.tell(wire.WAIT_END, wait)
+
+
+def _sleep(fd: int, connection: Connection, deadline: float | None) -> None:
+    poller = _poller(fd)
+    broker = connection.peer_fd()
+    if broker is not None:
+        poller.register(broker, 0)  # POLLHUP comes unasked
+    while True:
+        remaining = None if deadline is None else max(0, -int(-(deadline - time.monotonic()) * 1000 // 1))
+        happened = _poll(poller, remaining, fd)
+        if happened:
+            return
+        if happened is None and broker is not None:
+            if _poll(_poller(fd), 0, fd):
+                return  # the broker signalled it before it went
+            if connection.peer_fd() == broker:
+                raise BrokerUnavailable(errno.ENOTCONN, f"the broker at {connection.path} went away; fd {fd} may never signal")
+            poller.unregister(broker)  # closed on purpose: the fence is still the broker's to signal
+            broker = None
+        elif deadline is not None and time.monotonic() >= deadline:
+            raise _error(errno.ETIME, f"fd {fd} did not signal in time")
+
+
+def _is_forged(fd: int) -> bool:
+    """Readable and no status: somebody who holds it wrote to it, so what it says is worth nothing."""
+    try:
+        return not peek_status(fd)
+    except OSError:
+        return False  # another thread closed it meanwhile; it was readable
+
+
+def _poller(fd: int) -> select.poll:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return poller
+
+
+def _poll(poller: select.poll, timeout: int | None, fd: int) -> bool | None:
+    """Whether ``fd`` is readable; None: only something else happened.  OSError for what libsync takes for no fence."""
+    ready = dict(poller.poll(None if timeout is None else min(timeout, 2**31 - 1)))
+    events = ready.get(fd)
+    if events is None:
+        return None if ready else False
+    if events & select.POLLNVAL:
+        raise _error(errno.EBADF, f"fd {fd} is not open")
+    if events & select.POLLERR:
+        raise _error(errno.EINVAL, f"fd {fd} has an error; it is no sync_file")
+    return True
 
 
 def sync_merge(name: str, fd1: int, fd2: int) -> int:
     """Return a new descriptor, the caller's, that signals when both fences have; the inputs stay as they are.
 
     ``name`` is cut to 31 bytes; empty: named after the fence.
-    OSError, in this order: EMFILE; EBADF (``fd1`` is not open) or ENOTTY (it is no sync_file); ENOENT (``fd2`` is not open or no sync_file).
+    OSError, in this order: EBADF (``fd1`` is not open) or ENOTTY (it is no eventfd); EMFILE; ENOTTY (``fd1`` is an eventfd of another broker
+    or of none); ENOENT (``fd2`` is not open or no sync_file).
     """
-    _reserve()
+    first, second = _open_fd(fd1, "fd1"), _fd(fd2, "fd2", errno.ENOENT)
     if not isinstance(name, (str, bytes)):
         raise TypeError(f"name must be a str or bytes, not {type(name).__name__}")
-    first, second = _fd(fd1, "fd1"), _fd(fd2, "fd2", errno.ENOENT)
-    if not _is_open(first):
-        raise _error(errno.EBADF, f"fd1 is not open: {first}")
-    if not _is_open(second):
-        raise _error(errno.ENOENT, f"fd2 is not open: {second}")
-    connection = default_connection()
+    _check_eventfd(first, "fd1")
+    _reserve()
+    connection = _connection()
     try:
-        return connection.call(requests.merge(connection, [first, second], _cut(name), False)).detach()
+        if _is_open(second):
+            return _call(connection, requests.merge(connection, [first, second], _cut(name), False)).detach()
+        reason = f"fd2 is not open: {second}"
     except NotASyncFile as err:
-        _ask_kind(connection, first, "fd1")
-        raise _error(errno.ENOENT, f"fd2: {err}") from err
+        reason = f"fd2: {err}"
+    _check_sync_file(connection, first, "fd1")
+    raise _error(errno.ENOENT, reason)
 
 
 def _cut(name: str | bytes) -> str:
@@ -187,10 +253,16 @@ def _cut(name: str | bytes) -> str:
     return raw.split(b"\0")[0][:31].decode(errors="ignore")
 
 
-def _ask_kind(connection: Connection, fd: int, argument: str) -> None:
-    """An ioctl of sync_file on anything else is ENOTTY."""
+def _check_eventfd(fd: int, argument: str) -> None:
+    """An ioctl of sync_file on anything else is ENOTTY, before its arguments are looked at."""
+    target = os.readlink(f"/proc/self/fd/{fd}")
+    if target != "anon_inode:[eventfd]":
+        raise _error(errno.ENOTTY, f"{argument} is no sync_file: {fd} is {target}")
+
+
+def _check_sync_file(connection: Connection, fd: int, argument: str) -> None:
     try:
-        connection.call(requests.info_page(connection, fd, 0))
+        _call(connection, requests.info_page(connection, fd, 0))
     except NotASyncFile as err:
         raise _error(errno.ENOTTY, f"{argument}: {err}") from err
 
@@ -198,17 +270,26 @@ def _ask_kind(connection: Connection, fd: int, argument: str) -> None:
 def sync_file_info(fd: int) -> SyncFileInfo:
     """Return name, status and the fences of ``fd``.  OSError: EBADF when it is not open, ENOTTY when it is no sync_file."""
     fd = _open_fd(fd)
-    connection = default_connection()
+    connection = _connection()
     try:
-        return requests.call_info(connection, fd)
+        row, rows = _pages(connection, fd)
     except NotASyncFile as err:
         raise _error(errno.ENOTTY, str(err)) from err
+    return requests.sync_file_info(row, rows)
 
 
-def _open_fd(value: int) -> int:
-    fd = _fd(value, "fd")
+def _pages(connection: Connection, fd: int) -> tuple[list[Any], list[list[Any]]]:
+    row, following, rows = _call(connection, requests.info_page(connection, fd, 0))
+    while following is not None:
+        row, following, more = _call(connection, requests.info_page(connection, fd, following))
+        rows += more
+    return row, rows
+
+
+def _open_fd(value: int, argument: str = "fd") -> int:
+    fd = _fd(value, argument)
     if not _is_open(fd):
-        raise _error(errno.EBADF, f"fd is not open: {fd}")
+        raise _error(errno.EBADF, f"{argument} is not open: {fd}")
     return fd
 
 
@@ -218,9 +299,9 @@ def sync_set_deadline(fd: int, deadline_ns: int) -> None:
     OSError: EBADF, ENOTTY, EINVAL (``deadline_ns`` out of range).
     """
     fd = _open_fd(fd)
-    connection = default_connection()
+    connection = _connection()
     try:
-        connection.call(requests.set_deadline(connection, fd, _u(deadline_ns, "deadline_ns", U64_MAX)))
+        _call(connection, requests.set_deadline(connection, fd, _u(deadline_ns, "deadline_ns", U64_MAX)))
     except NotASyncFile as err:
         raise _error(errno.ENOTTY, str(err)) from err
 
@@ -229,9 +310,12 @@ def sync_set_deadline(fd: int, deadline_ns: int) -> None:
 
 
 def sw_sync_timeline_create() -> int:
-    """Return the descriptor of a new timeline at value 0, the caller's.  When its last copy is closed, active fences get -ENOENT."""
-    connection = default_connection()
-    context, fd = connection.call(requests.create_timeline(None, _DRIVER, 0o600, None))
+    """Return the descriptor of a new timeline at value 0, the caller's.  When its last copy is closed, active fences get -ENOENT.
+
+    OSError: EMFILE, EDQUOT.
+    """
+    connection = _connection()
+    context, fd = _call(connection, requests.create_timeline(None, _DRIVER, 0o600, None))
     with fd:
         _remember(connection, _cookie(fd.fileno()), context)
         return fd.detach()
@@ -244,47 +328,61 @@ def sw_sync_timeline_inc(fd: int, count: int) -> None:
     """
     global _counter  # noqa: PLW0603 - counts this process's packets
     fd = _open_fd(fd)
-    count = _u(count, "count", _U32)
     _context(fd)
+    count = _u(count, "count", _U32)
+    with _lock:
+        _counter += 1
+        packet = wire.encode((_holder, _counter, wire.INC, count))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
     try:
-        with _lock:
-            _counter += 1
-            send_packet(sock, wire.encode((_holder, _counter, wire.INC, count)))
+        _send(sock, packet)
     except (BrokenPipeError, ConnectionResetError) as err:
-        raise _error(errno.ENOTCONN, "the broker ended this timeline, or went away") from err
+        raise BrokerUnavailable(errno.ENOTCONN, f"the broker ended the timeline of fd {fd}, or went away") from err
     finally:
         sock.detach()
+
+
+def _send(sock: socket.socket, packet: bytes) -> None:
+    """Send, and wait for room while the broker is slow; every copy shares O_NONBLOCK, so whether the socket waits by itself is unknown."""
+    while True:
+        try:
+            return send_packet(sock, packet, (), NOWAIT)
+        except BlockingIOError:
+            poller = select.poll()
+            poller.register(sock, select.POLLOUT)
+            poller.poll()
 
 
 def sw_sync_fence_create(fd: int, name: str, value: int) -> int:
     """Return a sync_file for ``value`` (u32) of the timeline, the caller's; at or below the timeline's value it is born signalled.
 
-    ``name`` is ignored, as the kernel ignores it.  OSError, in this order: EMFILE, EBADF, ENOTTY, EINVAL.
+    ``name`` is ignored, as the kernel ignores it.  OSError, in this order: EBADF, ENOTTY (no timeline), EMFILE, EINVAL (``value`` out of
+    range), EDQUOT.
     """
-    _reserve()
     fd = _open_fd(fd)
     if not isinstance(name, (str, bytes)):
         raise TypeError(f"name must be a str or bytes, not {type(name).__name__}")
-    value = _u(value, "value", _U32)
-    connection = default_connection()
     context = _context(fd)
+    _reserve()
+    value = _u(value, "value", _U32)
+    connection = _connection()
     try:
         return _create(connection, context, value)
     except OSError as err:
         if err.errno != errno.EBADF:
             raise
         # The session's right to mint ended with the last descriptor it had shown; this one is another copy.
-        _contexts.pop(_cookie(fd), None)
+        with _lock:
+            _contexts.pop(_cookie(fd), None)
         return _create(connection, _context(fd), value)
 
 
 def _create(connection: Connection, context: int, value: int) -> int:
-    made, current = connection.call(requests.export_raw(context, value))
+    made, current = _call(connection, requests.export_raw(context, value))
     seqno = nearest(value, current)
-    if seqno != value:  # the timeline has counted past 2**31
+    if seqno != value:  # the timeline has counted past 2**31; at its value or below, what was made has signalled and costs nobody anything
         made.close()
-        made, _ = connection.call(requests.export_raw(context, seqno))
+        made, _ = _call(connection, requests.export_raw(context, seqno))
     return made.detach()
 
 
@@ -305,9 +403,9 @@ def sw_sync_get_deadline(fd: int) -> int:
     number = _fd(fd, "fd", errno.EINVAL)
     if not _is_open(number):
         raise _error(errno.EINVAL, f"fd is not open: {number}")
-    connection = default_connection()
+    connection = _connection()
     try:
-        info = requests.call_info(connection, number)
+        info = requests.sync_file_info(*_pages(connection, number))
     except NotASyncFile as err:
         raise _error(errno.EINVAL, str(err)) from err
     if info.num_fences != 1 or info.fences[0].driver_name != _DRIVER or info.fences[0].context != info.context:
@@ -336,14 +434,14 @@ def _cookie(fd: int) -> int:
 
 def _context(fd: int) -> int:
     """The context of a timeline's descriptor; it is shown to the broker the first time."""
-    connection = default_connection()
+    connection = _connection()
     cookie = _cookie(fd)
     with _lock:
         known = _contexts.get(cookie) if _contexts_of is connection.epoch else None
     if known is not None:
         return known
     try:
-        context = connection.call(requests.show_timeline(fd))[0]
+        context = _call(connection, requests.show_timeline(fd))[0]
     except OSError as err:
         if err.errno != errno.EINVAL:
             raise

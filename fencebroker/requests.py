@@ -127,6 +127,12 @@ def set_deadline(connection: Session, source: int | HasFileno, deadline_ns: int)
     return Request(wire.SET_DEADLINE, (handle, deadline_ns), lambda *_: None, fds)
 
 
+def wait_start(connection: Session, source: int | HasFileno) -> Request[tuple[int, int]]:
+    """-> the status; and if it is 0 and somebody follows the events, what WAIT_END is to be told with, else 0."""
+    handle, fds = ref(connection, source)
+    return Request(wire.WAIT_START, (handle,), lambda _, results, __: (results[0], results[1]), fds)
+
+
 def listing(kind: str, cursor: int) -> Request[tuple[int | None, list[list[Any]]]]:
     """-> where the next page starts, rows."""
     return Request(wire.LIST, (kind, cursor), lambda _, results, __: (results[0], results[1]))

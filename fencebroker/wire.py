@@ -59,6 +59,8 @@ LIST: Final = 13
 LOOKUP: Final = 14
 STATUS: Final = 15
 SUBSCRIBE: Final = 16
+WAIT_START: Final = 17
+WAIT_END: Final = 18
 
 # Messages on a timeline's socket.
 ADVANCE: Final = 1
@@ -208,6 +210,8 @@ REQUESTS: Final[dict[int, Spec]] = {
     LOOKUP: Spec("lookup", (Field("name", "str: name, name@N, user/name@N, context:seqno or #id", _text(2 * MAX_TIMELINE_NAME + 22)),)),
     STATUS: Spec("status", ()),
     SUBSCRIBE: Spec("subscribe", ()),
+    WAIT_START: Spec("wait_start", (REF,), descriptors=None),
+    WAIT_END: Spec("wait_end", (Field("wait", "what wait_start answered with", _is_positive),), answered=False),
 }
 
 TIMELINE_OPS: Final[dict[int, Spec]] = {

@@ -212,7 +212,7 @@ def test_the_lines_of_events() -> None:
     assert signalled.items() >= {**CAPTURE, "context": 1, "seqno": 12, "timeline": "camera0", "driver": "fencebroker", "status": 1}.items()
     names = {
         node.value
-        for node in ast.walk(ast.parse(inspect.getsource(trace.render)))
+        for node in ast.walk(ast.parse(inspect.getsource(trace)))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"\w+_(?!array)[a-z]+", node.value)
     }
     assert {cells[0].strip("`") for cells in table(section("Events").split("trace events")[1])} == names

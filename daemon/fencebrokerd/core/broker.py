@@ -15,11 +15,14 @@ from fencebroker.errors import Refusal
 from fencebroker.model import Limits
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
-from fencebrokerd.core import inspection, minting, signalling
-from fencebrokerd.core.state import State
+from fencebrokerd.core import inspection, minting, signalling, trace
+from fencebrokerd.core.state import Session, State
 from fencebrokerd.core.turn import Turn
 
 __all__ = ["Broker"]
+
+#: Waits of one session that are kept in mind at a time, for whoever follows the events; those beyond are not told of.
+MAX_WAITS: Final = 256
 
 
 class Broker:
@@ -53,6 +56,8 @@ class Broker:
         turn.tracing.discard(session)
         known = self.state.sessions.get(session)
         if known is not None:
+            for wait in list(turn.waits.get(session, ())):
+                _end_wait(turn, known, wait)
             minting.end_session(turn, known)
         return turn.effects
 
@@ -289,6 +294,32 @@ def _subscribe(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> 
     turn.answer()
 
 
+def _wait_start(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    """Answer with the status; a wait is only kept in mind while somebody follows the events."""
+    fence = minting.find_fence(turn, m[2], references[0] if references else None)
+    wait = 0
+    if turn.tracing and not fence.status:
+        waits = turn.waits.setdefault(turn.session.id, {})
+        if len(waits) < MAX_WAITS:
+            wait = turn.serial
+            waits[wait] = fence
+            turn.lines.append(trace.wait(False, fence, turn.session, turn.now))
+    turn.answer(fence.status, wait)
+
+
+def _wait_end(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    _end_wait(turn, turn.session, m[2])
+
+
+def _end_wait(turn: Turn, session: Session, wait: int) -> None:
+    waits = turn.waits.get(session.id, {})
+    fence = waits.pop(wait, None)
+    if not waits:
+        turn.waits.pop(session.id, None)
+    if fence is not None and turn.tracing:
+        turn.lines.append(trace.wait(True, fence, session, turn.now))
+
+
 Verb = Callable[[Turn, list[Any], Sequence[fx.Reference]], None]
 
 VERBS: Final[dict[int, Verb]] = {
@@ -307,6 +338,8 @@ VERBS: Final[dict[int, Verb]] = {
     wire.LOOKUP: _lookup,
     wire.STATUS: _status,
     wire.SUBSCRIBE: _subscribe,
+    wire.WAIT_START: _wait_start,
+    wire.WAIT_END: _wait_end,
 }
 
 SIGNALS: Final[dict[int, Callable[..., None]]] = {

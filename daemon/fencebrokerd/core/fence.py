@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fencebrokerd.core.account import Charge
     from fencebrokerd.core.timeline import Timeline
 
-__all__ = ["Array", "Fence", "Placeholder", "Stub", "SyncFile"]
+__all__ = ["Array", "Fence", "Placeholder", "Stub", "SyncFile", "automatic_name"]
 
 
 class Fence:
@@ -61,6 +61,11 @@ class Fence:
         """Driver and timeline name."""
         assert self.timeline is not None
         return self.timeline.driver, self.timeline.label
+
+    @property
+    def shown_seqno(self) -> int:
+        """The seqno as others read it."""
+        return self.seqno
 
     @property
     def is_unused(self) -> bool:
@@ -125,6 +130,11 @@ class Placeholder(Fence):
     def names(self) -> tuple[str, str]:
         return "placeholder", self.name
 
+    @property
+    def shown_seqno(self) -> int:
+        """It has none of its own yet, and shows the one it waits for."""
+        return self.wanted
+
 
 class SyncFile:
     """A descriptor that carries a fence.  ``session`` is None once its handle was closed."""
@@ -146,9 +156,11 @@ class SyncFile:
 
     @property
     def label(self) -> str:
-        """The name, or the kernel's automatic one (driver-timeline, context, seqno), cut to 31 bytes."""
-        if self.name:
-            return self.name
-        driver, timeline = self.fence.names
-        automatic = f"{driver}-{timeline}{self.fence.context}-{self.fence.seqno}"
-        return automatic.encode()[:31].decode(errors="ignore")
+        """The name, or the kernel's automatic one."""
+        return self.name or automatic_name(self.fence)
+
+
+def automatic_name(fence: Fence) -> str:
+    """What the kernel calls a sync_file without a name of its own, after the fence that it carries."""
+    driver, timeline = fence.names
+    return f"{driver}-{timeline}{fence.context}-{fence.seqno}".encode()[:31].decode(errors="ignore")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fencebroker.errors import Refusal
 from fencebroker.model import U64_MAX
 from fencebrokerd.core import effects as fx
-from fencebrokerd.core.fence import Array, Fence, Placeholder, Stub, SyncFile
+from fencebrokerd.core.fence import Array, Fence, Placeholder, Stub, SyncFile, automatic_name
 from fencebrokerd.core.merge import leaves
 from fencebrokerd.core.minting import find_fence, find_timeline, uid_of
 
@@ -35,7 +35,7 @@ def fence_row(fence: Fence) -> list[Any]:
         fence.status,
         fence.timestamp,
         fence.context,
-        _seqno(fence),
+        fence.shown_seqno,
         owner,
         fence.created,
         fence.deadline,
@@ -47,7 +47,7 @@ def info(turn: Turn, ref: int | None, reference: fx.Reference | None, cursor: in
     """Say what a sync_file is, and the fences in it, a page at a time."""
     if isinstance(reference, fx.DetachedFence):
         stub = Stub(0, reference.status, 0, turn.session.uid, 0, True)
-        row = ["", reference.status, 1, 0, 0, 0, None, 0, 0, None, None, False, True]
+        row = [automatic_name(stub), reference.status, 1, 0, 0, 0, None, 0, 0, None, None, False, True]
         turn.answer(row, None, [fence_row(stub)])
         return
     fence = find_fence(turn, ref, reference)
@@ -119,11 +119,6 @@ def _point_name(fence: Fence) -> tuple[str | None, int | None]:
     return (None, None) if timeline is None or timeline.name is None else (timeline.name, timeline.uid)
 
 
-def _seqno(fence: Fence) -> int:
-    """The seqno as it is shown: a placeholder has none of its own yet, and shows the one it waits for."""
-    return fence.wanted if isinstance(fence, Placeholder) else fence.seqno
-
-
 def _kind(fence: Fence) -> str:
     if isinstance(fence, Array):
         return "any" if fence.any else "all"
@@ -137,7 +132,7 @@ def _sync_file_row(sync_file: SyncFile) -> list[Any]:
         sync_file.label,
         fence.status,
         fence.context,
-        _seqno(fence),
+        fence.shown_seqno,
         sync_file.pid,
         sync_file.uid,
         sync_file.comm,
@@ -204,7 +199,7 @@ def _look_for_fence(turn: Turn, context: int, seqno: int) -> tuple[str, list[Any
     if timeline is not None:
         fence = timeline.points.get(seqno)
     else:
-        fence = next((f for f in turn.state.fences.values() if f.context == context and _seqno(f) == seqno), None)
+        fence = next((f for f in turn.state.fences.values() if f.context == context and f.shown_seqno == seqno), None)
     return None if fence is None or not _may_see(turn, fence.uid) else ("fence", _fence_list_row(fence))
 
 

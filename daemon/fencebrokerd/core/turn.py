@@ -13,7 +13,7 @@ from fencebrokerd.core.trace import render
 if TYPE_CHECKING:
     from fencebroker.model import Limits
     from fencebrokerd.core.events import Event
-    from fencebrokerd.core.fence import Array
+    from fencebrokerd.core.fence import Array, Fence
     from fencebrokerd.core.state import Session, State
     from fencebrokerd.core.trace import Line
 
@@ -23,7 +23,7 @@ __all__ = ["Turn"]
 class Turn:
     """Collects events and effects.  An event changes the state at once, so that what is decided next sees it."""
 
-    __slots__ = ("crowded", "effects", "events", "leftovers", "limits", "lines", "now", "serial", "session", "state", "tracing")
+    __slots__ = ("crowded", "effects", "events", "leftovers", "limits", "lines", "now", "serial", "session", "state", "tracing", "waits")
 
     def __init__(self, state: State, limits: Limits) -> None:
         self.state = state
@@ -36,6 +36,8 @@ class Turn:
         #: Sessions that asked for events; while there are any, each event is rendered as a line.
         self.tracing: set[int] = set()
         self.lines: list[Line] = []
+        #: Waits that were announced while somebody was tracing: by session, then by number.
+        self.waits: dict[int, dict[int, Fence]] = {}
         #: What ``signalling.tidy`` has to look at after the effects are carried out, for whoever waits is woken first: users whose signalled
         #: records may be over the quota, and arrays that may have left active members behind.
         self.crowded: set[int] = set()
@@ -45,7 +47,7 @@ class Turn:
         """Record ``event`` and fold it in."""
         self.events.append(event)
         if self.tracing:
-            self.lines.extend(render(self.state, event, self.now))
+            self.lines.extend(render(self.state, event, self.now, self.session))
         FOLD[type(event)](self.state, event)
 
     def do(self, effect: fx.Effect) -> None:
