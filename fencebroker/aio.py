@@ -27,7 +27,7 @@ from fencebroker.fds import NOWAIT, HasFileno, OwnedFd, Truncated, close_all, re
 from fencebroker.finding import find
 from fencebroker.model import ACTIVE, check_error, check_seqno, check_sync_file_name, check_timeline_name
 from fencebroker.sync_file import SyncFile, deadline_of, error_from_info
-from fencebroker.timeline import Signaller, check_bool
+from fencebroker.timeline import Signaller, check_bool, ended_if_refused
 
 if TYPE_CHECKING:
     from fencebroker.model import Event, SyncFileInfo
@@ -460,7 +460,15 @@ class Timeline:
     async def _export(self, seqnos: list[int] | None, name: str, private: bool) -> list[SyncFile]:
         if self.closed:
             raise ValueError("this timeline is closed (a forked child does not inherit it; see Timeline.share)")
-        return await self._connection.call(requests.export(self.context, seqnos, name, private, self.label, self._signaller))
+        request = requests.export(self.context, seqnos, name, private, self.label, self._signaller)
+        try:
+            return await self._connection.call(request)
+        except OSError as err:
+            if err.errno != errno.EBADF:
+                raise
+        with ended_if_refused():  # another handle of this timeline was closed in this session, or the timeline has ended
+            await self._connection.call(requests.show_timeline(self._signaller.fileno()))
+        return await self._connection.call(request)
 
     async def advance(self, seqno: int) -> None:
         """Signal every point up to ``seqno``; awaits only while the socket is full, and sends the newest value then."""

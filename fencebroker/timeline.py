@@ -25,13 +25,14 @@ from fencebroker.fds import NOWAIT, OwnedFd, send_packet
 from fencebroker.model import U64_MAX, check_error, check_seqno, check_sync_file_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from fencebroker.connection import Connection
     from fencebroker.sync_file import SyncFile
 
-__all__ = ["Signaller", "Timeline", "check_bool"]
+__all__ = ["Signaller", "Timeline", "check_bool", "ended_if_refused"]
 
+_ENDED = "the broker ended this timeline, or went away; its active fences were failed"
 _open: weakref.WeakSet[Signaller] = weakref.WeakSet()
 
 
@@ -129,7 +130,7 @@ class Signaller:
         try:
             send_packet(self._sock, packet, (), flags)
         except (BrokenPipeError, ConnectionResetError) as err:
-            raise BrokerUnavailable("the broker ended this timeline, or went away; its active fences were failed") from err
+            raise BrokerUnavailable(_ENDED) from err
         self._counter += 1
 
     def dup(self) -> socket.socket:
@@ -161,6 +162,17 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+@contextlib.contextmanager
+def ended_if_refused() -> Iterator[None]:
+    """Around showing a timeline's descriptor: what the broker does not know any more it has ended."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
+        raise BrokerUnavailable(_ENDED) from err
 
 
 class Timeline:
@@ -218,13 +230,21 @@ class Timeline:
     def _export(self, seqnos: list[int] | None, name: str, private: bool) -> list[SyncFile]:
         if self._signaller.closed:
             raise ValueError("this timeline is closed (a forked child does not inherit it; see Timeline.share)")
-        if self._epoch is not self._connection.epoch:
-            self._show()
-        return self._connection.call(requests.export(self.context, seqnos, name, private, self.label, self._signaller))
+        request = requests.export(self.context, seqnos, name, private, self.label, self._signaller)
+        if self._epoch is self._connection.epoch:
+            try:
+                return self._connection.call(request)
+            except OSError as err:
+                if err.errno != errno.EBADF:
+                    raise
+                # Another handle of this timeline was closed in this session, or the timeline has ended.
+        self._show()
+        return self._connection.call(request)
 
     def _show(self) -> None:
         """Show the descriptor to a session that does not know this timeline yet."""
-        self._connection.call(requests.show_timeline(self._signaller.fileno()))
+        with ended_if_refused():
+            self._connection.call(requests.show_timeline(self._signaller.fileno()))
         self._epoch = self._connection.epoch
 
     # -- signal
