@@ -71,12 +71,13 @@ def _timeline_by_context(broker: Broker, context: int) -> TimelineRow:
 class Node(NamedTuple):
     """A fence and what it waits for.
 
-    ``row`` is None when the fence is not on record any more, or not yours to see; ``members`` is None for a merge that is written out
-    elsewhere in the same tree, or that lies too deep.
+    ``row`` is None when the fence is not on record any more, or not yours to see.  ``members`` is None for a merge that is not written out
+    here; ``is_deep`` says why: it lies too deep, or else it is in the tree already.
     """
 
     row: FenceRow | None
     members: Sequence[Node] | None
+    is_deep: bool = False
 
 
 class Fences:
@@ -105,6 +106,6 @@ class Fences:
         if row is None or not row.members:
             return Node(row, ())
         if row.id in seen or depth == DEPTH:
-            return Node(row, None)
+            return Node(row, None, row.id not in seen)
         seen.add(row.id)
         return Node(row, [self._node(self.get(member), seen, depth + 1) for member in row.members])

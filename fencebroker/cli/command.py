@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,7 +57,8 @@ class Invocation:
             except BrokerUnavailable:
                 raise
             except PermissionError as err:
-                where = f" at {self.socket}" if self.socket else ""
+                named = self.socket or os.environ.get("FENCEBROKER_SOCKET")
+                where = f" at {named}" if named else ""
                 raise Failure(f"the broker{where} does not serve you: {err.filename or ''}{err.strerror}") from err
 
 

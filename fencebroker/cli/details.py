@@ -23,7 +23,16 @@ __all__ = ["info"]
 SHOWN: Final = 10
 
 EXAMPLE = """\
-$ fencectl info 3
+$ fencectl info 5
+sync_file 5
+  name        inputs
+  id          5
+  status      active for 1.5 s
+  carries     3:1 (all)
+  waits for   camera0@7, active, pid 4211, capture, ada
+              lens@1 (no timeline), active
+  created by  pid 4230, encode, ada, 1.5 s ago
+              still open there
 """
 
 Pairs = list[tuple[str, str | Cell | Sequence[str | Cell]]]
@@ -34,7 +43,7 @@ def _target(text: str) -> tuple[str, str]:
     return text, wire_target(text)
 
 
-@click.command(cls=Verb, example=EXAMPLE)
+@click.command(cls=Verb, example=EXAMPLE, short_help="Everything about one thing, and what it waits for.")
 @click.argument("target", callback=parsed(_target), metavar="ID|NAME|NAME@N|CONTEXT:SEQNO")
 @asks_broker
 @wants_json
@@ -195,7 +204,8 @@ def _branch(node: Node) -> Branch:
     if node.row.owner is not None and not node.row.status:
         line += f", {_who(node.row.owner)}"
     if node.members is None:
-        return Branch(f"{line}, see above")
+        where = f"more further down: fencectl info {node.row.context}:{node.row.seqno}" if node.is_deep else "see above"
+        return Branch(f"{line}, {where}")
     return Branch(line, [_branch(member) for member in node.members])
 
 

@@ -18,10 +18,21 @@ ARRANGED: Final = frozenset({"pid", "version", "uptime_ns", "uid", "descriptors"
 
 EXAMPLE = """\
 $ fencectl status
+broker         pid 4187, fencebroker 0.1.0, user ada
+socket         /run/user/1000/fencebroker/broker.sock
+up for         12 min
+sessions       3
+timelines      1
+fences         4
+sync files     3
+active fences  3
+signalled      1
+counted        everybody's
+descriptors    11 in use, limit 19985, 64 of them kept for accepting and inspecting
 """
 
 
-@click.command(cls=Verb, example=EXAMPLE)
+@click.command(cls=Verb, example=EXAMPLE, short_help="Is a broker there, and how is it?")
 @click.option(
     "--timeout",
     metavar="SECONDS",

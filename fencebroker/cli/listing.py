@@ -28,10 +28,10 @@ timelines
         1  camera0      6       1  4211 capture  4.2 s
 
 sync_files
-  ID  NAME     STATUS  POINT               CREATOR       AGE
-   1  frame-6  ok      camera0@6           4211 capture  4.2 s
-   2  frame-7  active  camera0@7           4211 capture  4.2 s
-   3  ready    active  lens@1 (no timeline)  4230 encode   1.5 s
+  ID  NAME     STATUS  POINT      CREATOR       AGE
+   1  frame-6  ok      camera0@6  4211 capture  4.2 s
+   2  frame-7  active  camera0@7  4211 capture  4.2 s
+   5  inputs   active  3:1 (all)  4230 encode   1.5 s
 """
 
 Cells = Sequence[str | Cell]
@@ -91,7 +91,7 @@ def table(kind: str, rows: Sequence[Row], now: int, title: str) -> Table:
     return Table(title, columns, filled)
 
 
-@click.command(cls=Verb, example=EXAMPLE)
+@click.command(cls=Verb, example=EXAMPLE, short_help="What there is: timelines, fences, sync_files, sessions.")
 @click.argument("kinds", nargs=-1, type=click.Choice(KINDS), metavar="[timelines|fences|sync_files|sessions]...")
 @asks_broker
 @wants_json

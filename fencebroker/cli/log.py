@@ -21,10 +21,11 @@ _LINE: Final = re.compile(r"(?P<time>\S+) fencebrokerd\[(?P<pid>[0-9]+)\] (?P<le
 
 EXAMPLE = """\
 $ fencectl logs -n 1
+2026-03-01T09:30:00+0000 fencebrokerd[4187] notice: fencebrokerd 0.1.0 serves /run/user/1000/fencebroker/broker.sock (descriptor limit 20000)
 """
 
 
-@click.command(cls=Verb, example=EXAMPLE)
+@click.command(cls=Verb, example=EXAMPLE, short_help="What your own broker said.")
 @click.option("-n", "--lines", metavar="LINES", type=click.IntRange(min=0), default=20, show_default=True, help="Show the last ones.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
 @wants_json

@@ -71,7 +71,7 @@ _timeout = click.option(
 )
 
 
-@click.command(cls=Verb, example=START_EXAMPLE)
+@click.command(cls=Verb, example=START_EXAMPLE, short_help="Start your own broker.")
 @_users_own
 @wants_json
 @click.pass_obj
@@ -85,7 +85,7 @@ def start(invocation: Invocation) -> None:
     _start(invocation, places.user_socket())
 
 
-@click.command(cls=Verb, example=STOP_EXAMPLE)
+@click.command(cls=Verb, example=STOP_EXAMPLE, short_help="Stop your own broker.")
 @_users_own
 @_timeout
 @wants_json
@@ -100,7 +100,7 @@ def stop(invocation: Invocation, timeout: float) -> None:
         invocation.output.json(_stop(invocation, running, timeout))
 
 
-@click.command(cls=Verb, example=RESTART_EXAMPLE)
+@click.command(cls=Verb, example=RESTART_EXAMPLE, short_help="Stop your own broker and start it anew.")
 @_users_own
 @_timeout
 @wants_json

@@ -14,7 +14,7 @@ camera0 went from 6 to 7
 """
 
 
-@click.command(cls=Verb, example=EXAMPLE)
+@click.command(cls=Verb, example=EXAMPLE, short_help="Signal every point of a timeline up to N.")
 @click.argument("name", callback=parsed(timeline_name))
 @click.argument("n", callback=parsed(seqno))
 @click.option("-v", "--verbose", is_flag=True, help="Say what the value was and is.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -16,13 +16,18 @@ from fencebroker.model import OK, Limits
 
 __all__ = ["wait"]
 
+#: So many pending points are named when the time is over.
+SHOWN: Final = 5
+
 EXAMPLE = """\
 $ fencectl wait -v camera0@6
 camera0@6  ok
+$ fencectl wait --timeout 0.1 camera0@6 camera0@7
+fencectl: camera0@7 did not signal within 0.1 s
 """
 
 
-@click.command(cls=Verb, example=EXAMPLE)
+@click.command(cls=Verb, example=EXAMPLE, short_help="Wait until points signal, by name.")
 @click.argument("points", nargs=-1, required=True, callback=parsed(point_name), metavar="NAME@N...")
 @click.option("--any", "any_", is_flag=True, help="Wait for the first one, not for all of them.")
 @click.option(
@@ -69,15 +74,18 @@ def wait(invocation: Invocation, points: tuple[str, ...], any_: bool, timeout: f
 
 def _wait(broker: Broker, fences: Sequence[SyncFile], any_: bool, timeout: float | None) -> None:
     """Wait, and notice when the broker goes.  How the fences stand is for the caller to see; only TimeoutError is raised for them."""
-    with contextlib.suppress(FenceError):
+    try:
         if any_ and len(fences) > 1:
             with broker.merge(fences, when="any") as first:
-                try:
-                    first.wait(timeout)
-                except TimeoutError:
-                    raise TimeoutError(f"none of {', '.join(fence.label for fence in fences)} signalled in time") from None
+                first.wait(timeout)
         else:
             wait_all(fences, timeout)
+    except FenceError:
+        pass
+    except TimeoutError:
+        pending = [fence.label for fence in fences if not fence.status()]
+        more = f" and {len(pending) - SHOWN} more" if len(pending) > SHOWN else ""
+        raise TimeoutError(f"{', '.join(pending[:SHOWN])}{more} did not signal within {timeout:g} s") from None
 
 
 def _error(fence: SyncFile) -> FenceError | None:
