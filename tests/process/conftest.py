@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
 import fencebroker as fb
-from tests.helpers import BrokerProcess, StartBroker
+from tests.helpers import BrokerProcess, Spawn, StartBroker
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +31,24 @@ def timeline(connection: fb.Broker) -> Iterator[fb.Timeline]:
     """A timeline without a name."""
     with connection.create_timeline() as created:
         yield created
+
+
+@pytest.fixture
+def start_inside(spawn: Spawn, folder: str, cleanup: contextlib.ExitStack) -> Callable[..., BrokerProcess]:
+    """Start a broker inside another command: ``start_inside(["unshare", "-p", "--fork"], "--idle-exit", "9")``."""
+
+    def start(prefix: list[str], *arguments: str) -> BrokerProcess:
+        path = f"{folder}/inside"
+        child = spawn([*prefix, sys.executable, "-m", "fencebrokerd", "--listen", path, "--ready-fd", "1", *arguments])
+        assert child.line() == ""
+        started = BrokerProcess(child, path)
+        cleanup.callback(started.check)
+        return started
+
+    return start
+
+
+@pytest.fixture
+def start_limited(start_inside: Callable[..., BrokerProcess]) -> Callable[..., BrokerProcess]:
+    """Start a broker that may have so many descriptors (RLIMIT_NOFILE)."""
+    return lambda limit, *arguments: start_inside(["sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh"], *arguments)
