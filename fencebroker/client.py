@@ -69,6 +69,8 @@ def wire_name(text: str, argument: str = "name") -> str:
 def uid_of(user: str) -> int:
     """Look a user up by name or number."""
     if user.isascii() and user.isdigit():
+        if int(user) >= 2**32 - 1:
+            raise ValueError(f"the user must be a name, or a uid below 2**32-1, not {user}")
         return int(user)
     try:
         return pwd.getpwnam(user).pw_uid

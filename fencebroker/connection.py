@@ -96,7 +96,7 @@ def connect_socket(path: Path) -> socket.socket:
 
 def hello(serial: int) -> bytes:
     """The first packet of a session."""
-    name = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
+    name = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] not in ("", "-c", "-m", "-") else "python"
     return wire.encode([serial, wire.HELLO, wire.VERSION, name.encode(errors="replace")[:200].decode(errors="ignore")])
 
 
