@@ -96,16 +96,26 @@ def show(config: Config) -> None:
     for f in dataclasses.fields(Config):
         if f.name != "limits":
             value = getattr(config, f.name)
-            shown = f"0o{value:o}" if f.name == "socket_mode" else str(value).lower() if isinstance(value, bool) else repr(value)
-            click.echo(
-                f"# {f.name} is not set"
-                if value is None
-                else f"{f.name} = {shown if not isinstance(value, (str, Path)) else repr(str(value))}"
-            )
+            click.echo(f"# {f.name} is not set" if value is None else f"{f.name} = {toml(f.name, value)}")
     click.echo("\n[limits]")
     for f in dataclasses.fields(config.limits):
         if not f.name.startswith("packet_"):
             click.echo(f"{f.name} = {getattr(config.limits, f.name)}")
+
+
+def toml(key: str, value: object) -> str:
+    """A value as a TOML file has it."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() if key == "socket_mode":
+            return f"0o{value:o}"
+        case int() | float():
+            return repr(value)
+        case tuple():
+            return repr(list(value))
+        case _:
+            return repr(str(value))
 
 
 def raise_descriptor_limit(configured: int | None) -> int:

@@ -7,8 +7,10 @@ A key is written alike everywhere: ``--idle-exit 30``, ``FENCEBROKERD_IDLE_EXIT=
 from __future__ import annotations
 
 import dataclasses
+import grp
+import pwd
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,17 @@ class Config:
     log_level: str = "notice"
     #: Serve clients whose uid is not mapped into the broker's user namespace; they all look like uid 65534.
     allow_overflow_uid: bool = False
+    #: Users whom the broker serves, by name or uid, beside root and its own.  Neither list set: everybody whom the socket's mode lets in.
+    allow_users: tuple[int, ...] | None = None
+    #: Groups whose members the broker serves, by name or gid.
+    allow_groups: tuple[int, ...] | None = None
     limits: Limits = field(default_factory=Limits)
+
+    def serves(self, uid: int, groups: Collection[int]) -> bool:
+        """Whether the two lists let a user in; root and the broker's own user are the caller's to let in."""
+        if self.allow_users is None and self.allow_groups is None:
+            return True
+        return uid in (self.allow_users or ()) or not set(groups).isdisjoint(self.allow_groups or ())
 
 
 def load(arguments: Mapping[str, Any], environment: Mapping[str, str], file: Path | None) -> Config:
@@ -114,6 +126,10 @@ def _value(where: str, key: str, value: object) -> object:
             return value
         case "allow_overflow_uid":
             return _boolean(where, value)
+        case "allow_users":
+            return _ids(where, value, "users", lambda name: pwd.getpwnam(name).pw_uid)
+        case "allow_groups":
+            return _ids(where, value, "groups", lambda name: grp.getgrnam(name).gr_gid)
     raise AssertionError(f"no rule for the key {key}")
 
 
@@ -143,3 +159,22 @@ def _boolean(where: str, value: object) -> bool:
     if isinstance(value, str) and value.lower() in ("1", "true", "yes", "0", "false", "no"):
         return value.lower() in ("1", "true", "yes")
     raise ConfigError(f"{where}: must be true or false, not {value!r}")
+
+
+def _ids(where: str, value: object, what: str, number_of: Callable[[str], int]) -> tuple[int, ...]:
+    if isinstance(value, str):  # from the environment
+        value = [int(word) if word.isdigit() else word for word in value.replace(",", " ").split()]
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: must be a list of {what}, by name or number, not {value!r}")
+    ids = []
+    for item in value:
+        if type(item) is int and 0 <= item < 2**32 - 1:
+            ids.append(item)
+        elif isinstance(item, str):
+            try:
+                ids.append(number_of(item))
+            except (KeyError, ValueError):
+                raise ConfigError(f"{where}: this machine knows no {what.removesuffix('s')} {item!r}") from None
+        else:
+            raise ConfigError(f"{where}: must hold names or numbers of {what}, not {item!r}")
+    return tuple(ids)

@@ -12,7 +12,7 @@ import tomllib
 import pytest
 
 import fencebroker as fb
-from tests.helpers import BrokerProcess, Spawn, StartBroker, complaints
+from tests.helpers import BrokerProcess, Spawn, StartBroker, complaints, not_run
 
 DAEMON = (sys.executable, "-m", "fencebrokerd")
 
@@ -65,6 +65,12 @@ def test_arguments_come_before_the_environment_before_the_file(spawn: Spawn, tmp
         ('listen = ""', "listen: must be a path"),
         (f'listen = "/{"x" * 120}"', "may have about 100 bytes"),
         ("allow_overflow_uid = 1", "allow_overflow_uid: must be true or false, not 1"),
+        ("allow_users = 5", "allow_users: must be a list of users, by name or number, not 5"),
+        ("allow_users = [true]", "allow_users: must hold names or numbers of users, not True"),
+        ("allow_users = [-1]", "allow_users: must hold names or numbers of users, not -1"),
+        ('allow_users = ["nobody@here"]', "allow_users: this machine knows no user 'nobody@here'"),
+        ('allow_groups = ["no body"]', "allow_groups: this machine knows no group 'no body'"),
+        ('allow_groups = ["\\u0000"]', "allow_groups: this machine knows no group"),
         ("limits = 1", "limits must be a table"),
         ("[limits]\ntimeline = 1", "limits.timeline: unknown limit; known are"),
         ("[limits]\ntimelines = 0", "limits.timelines: must be a positive integer, not 0"),
@@ -136,3 +142,77 @@ def test_a_quiet_log_is_quiet(start_broker: StartBroker) -> None:
     """``--log-level warning`` leaves out start and stop."""
     broker = start_broker("--log-level", "warning")
     assert broker.stop() == (0, "")
+
+
+# Who is served
+
+#: Becomes uid and gid 4242 (only root can), and says what became of its hello.
+GUEST = """
+    import os, sys
+    import fencebroker as fb
+    os.setgroups([int(gid) for gid in sys.argv[2:]])
+    os.setresgid(4242, 4242, 4242)
+    os.setresuid(4242, 4242, 4242)
+    try:
+        fb.connect(sys.argv[1]).close()
+    except PermissionError as err:
+        print(err.strerror)
+    else:
+        print("served")
+"""
+REFUSED = "the broker does not serve uid 4242: neither allow_users nor allow_groups of the configuration names it; "
+
+
+@pytest.fixture
+def configured(start_broker: StartBroker, tmp_path: pathlib.Path, folder: str) -> tuple[BrokerProcess, pathlib.Path]:
+    """A broker that anybody can reach, and its configuration."""
+    if os.getuid() != 0:
+        not_run("becoming another user needs root")
+    os.chmod(folder, 0o755)
+    file = tmp_path / "fencebroker.toml"
+    file.write_text("allow_users = []\n")
+    return start_broker("--config", str(file), "--socket-mode", "0666", "--log-level", "info", path=f"{folder}/broker"), file
+
+
+def answer(spawn: Spawn, broker: BrokerProcess, *groups: int) -> str:
+    return spawn(GUEST, broker.path, *groups).finish().strip()
+
+
+def test_who_is_not_named_is_refused(configured: tuple[BrokerProcess, pathlib.Path], spawn: Spawn) -> None:
+    """An empty list serves nobody but root and the broker's own user; the refusal has a text, the log one line."""
+    broker, _ = configured
+    for _ in range(2):
+        assert answer(spawn, broker).startswith(REFUSED)
+    fb.connect(broker.path).close()
+    assert broker.stop()[1].count("neither allow_users nor allow_groups of the configuration names it (uid 4242; said once)") == 1
+
+
+def test_users_and_groups_are_let_in_by_a_reload(configured: tuple[BrokerProcess, pathlib.Path], spawn: Spawn) -> None:
+    """SIGHUP reads the lists again; a user may be named by uid, by primary group or by any other group."""
+    broker, file = configured
+    with fb.connect(broker.path) as connection:
+        for text, groups, served in [
+            ("allow_users = [4242]", [], True),
+            ("allow_users = [4241]", [], False),
+            ("allow_groups = [4242]", [], True),
+            ("allow_groups = [7]", [], False),
+            ("allow_groups = [7]", [5, 7], True),
+            ("", [], True),
+        ]:
+            file.write_text(text)
+            reload(broker, connection)
+            assert (answer(spawn, broker, *groups) == "served") is served, text
+
+
+def reload(broker: BrokerProcess, connection: fb.Broker) -> None:
+    """Signals come before what is asked later: the answer says that it was read."""
+    broker.process.signal(signal.SIGHUP)
+    connection.create_timeline().close()
+
+
+def test_names_of_users_and_groups(spawn: Spawn, tmp_path: pathlib.Path) -> None:
+    """Names become numbers when the configuration is read; the environment has them with commas or blanks between."""
+    file = tmp_path / "fencebroker.toml"
+    file.write_text('allow_users = ["root", 5]\nallow_groups = ["root"]\n')
+    found = check(spawn, "--config", str(file), FENCEBROKERD_ALLOW_GROUPS="root, 12 7")
+    assert (found["allow_users"], found["allow_groups"]) == ([0, 5], [0, 12, 7])

@@ -362,6 +362,11 @@ class Server:
         elif who.uid == OVERFLOW_UID and not self._config.allow_overflow_uid:
             text = "the broker sees uid 65534, which stands for every user that is not mapped into its user namespace; "
             refusal = Refusal(errno.EPERM, text + "run the client without a user namespace of its own, or set allow_overflow_uid")
+        elif who.uid not in (0, os.getuid()) and not self._config.serves(who.uid, {who.gid, *who.groups}):
+            why = "neither allow_users nor allow_groups of the configuration names it"
+            text = f"the broker does not serve uid {who.uid}: {why}; an administrator can add it and reload the broker"
+            refusal = Refusal(errno.EPERM, text)
+            self._log.once(who.uid, "not allowed", f"refused pid {who.pid} ({escape(who.comm)}): {why}")
         elif (refusal := self._no_room(peer)) is None:
             try:
                 self._core.connect(peer.session, who.uid, who.gid, who.groups, who.pid, who.comm, time.monotonic_ns())
