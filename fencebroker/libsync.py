@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from fencebroker import requests, wire
 from fencebroker.connection import Connection, Request
 from fencebroker.errors import BrokerUnavailable, NotASyncFile
-from fencebroker.fds import NOWAIT, OwnedFd, new_fence_eventfd, peek_status, send_packet
+from fencebroker.fds import MAX_FD, NOWAIT, OwnedFd, new_fence_eventfd, peek_status, send_packet
 from fencebroker.finding import default_connection
 from fencebroker.model import U64_MAX
 
@@ -81,12 +81,17 @@ def _error(error: int, text: str) -> OSError:
     return OSError(error, f"{os.strerror(error)}: {text}")
 
 
-def _fd(value: object, argument: str, negative: int = errno.EBADF) -> int:
+def _number(value: object, argument: str) -> int:
     if type(value) is not int:
         raise TypeError(f"{argument} must be a descriptor (an int), not {type(value).__name__}")
+    return value
+
+
+def _fd(value: object, argument: str, negative: int = errno.EBADF) -> int:
+    value = _number(value, argument)
     if value < 0:
         raise _error(negative, f"{argument} must not be negative: {value}")
-    if value > 2**31 - 1:
+    if value > MAX_FD:
         raise _error(errno.EBADF, f"{argument} is no descriptor: {value}")
     return value
 
@@ -100,6 +105,8 @@ def _u(value: object, argument: str, most: int) -> int:
 
 
 def _is_open(fd: int) -> bool:
+    if fd > MAX_FD:
+        return False
     try:
         os.fstat(fd)
     except OSError:
@@ -231,7 +238,7 @@ def sync_merge(name: str, fd1: int, fd2: int) -> int:
     OSError, in this order: EBADF (``fd1`` is not open) or ENOTTY (it is no eventfd); EMFILE; ENOTTY (``fd1`` is an eventfd of another broker
     or of none); ENOENT (``fd2`` is not open or no sync_file).
     """
-    first, second = _open_fd(fd1, "fd1"), _fd(fd2, "fd2", errno.ENOENT)
+    first, second = _open_fd(fd1, "fd1"), _number(fd2, "fd2")
     if not isinstance(name, (str, bytes)):
         raise TypeError(f"name must be a str or bytes, not {type(name).__name__}")
     _check_eventfd(first, "fd1")

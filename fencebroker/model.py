@@ -26,6 +26,7 @@ __all__ = [
     "check_sync_file_name",
     "check_timeline_name",
     "parse_point",
+    "printable",
 ]
 
 #: Status of a fence that has not signalled.  A signalled fence has ``OK`` or a negative errno.
@@ -155,6 +156,23 @@ class Event:
     uid: int
     comm: str
     lost: int = 0  #: events that did not fit in the queue before this one
+
+    def __str__(self) -> str:
+        """As in the kernel's trace, with the process that the kernel does not name."""
+        timeline, driver = printable(self.timeline), printable(self.driver)
+        if self.name == "sync_timeline":
+            fields = f"name={timeline} value={self.seqno}"
+        else:
+            fields = f"driver={driver} timeline={timeline} context={self.context} seqno={self.seqno}"
+        if self.name == "dma_fence_signaled":
+            fields += f" status={self.status}"
+        at = f"{self.time_ns // 10**9}.{self.time_ns // 1000 % 10**6:06d}"
+        return f"{at}: {self.name}: {fields} pid={self.pid} uid={self.uid} comm={printable(self.comm)}"
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with what a terminal would obey written as an escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_seqno(value: object, argument: str = "seqno") -> int:

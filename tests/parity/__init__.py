@@ -1,0 +1,1 @@
+"""Every row that docs/parity.md compares with the kernel, shown."""
