@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from fencebroker import wire
-from fencebroker.errors import BrokerUnavailable, exception_from_refusal
+from fencebroker.errors import BrokerUnavailable, QuotaExceeded, exception_from_refusal
 from fencebroker.fds import OwnedFd, Truncated, close_all, recv_packet, send_packet
 from fencebroker.protocol import Conversation, Move
 
@@ -266,7 +266,7 @@ class Connection:
             raise BrokerUnavailable(f"the broker at {self.path} went away; fencebroker.connect() finds or starts another")
         try:
             self._connect()
-        except BrokerUnavailable:
+        except (BrokerUnavailable, QuotaExceeded, PermissionError):
             raise
         except OSError as err:
             raise BrokerUnavailable(f"no broker answers at {self.path}: {err.strerror}") from err
