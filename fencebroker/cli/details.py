@@ -102,7 +102,8 @@ def _timeline(broker: Broker, row: TimelineRow, now: int) -> tuple[dict[str, Any
         if isinstance(fence, FenceRow) and fence.context == row.context and fence.kind == "point" and not fence.status
     ]
     active.sort(key=lambda fence: fence.seqno)
-    holders = list(holders_of_sockets(row.inodes))
+    # The broker may know a better name for its client than /proc has.
+    holders = [row.owner if row.creator_alive and who.pid == row.pid else who for who in holders_of_sockets(row.inodes)]
     pairs: Pairs = [
         ("name", names.timeline(row)),
         ("context", str(row.context)),
