@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fencebroker import requests
 from fencebroker.connection import Connection, Session, forks, open_connections
 from fencebroker.errors import BrokerUnavailable, FenceError, NotASyncFile
-from fencebroker.fds import MAX_FD, OwnedFd, eventfd_info, peek_status
+from fencebroker.fds import MAX_FD, OwnedFd, eventfd_info, is_signalled, peek_status
 from fencebroker.model import ACTIVE, OK, check_seqno
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class SyncFile:
         if at_once is None:
             # A point that this process has passed will be signalled before the broker reads anything that is sent now.
             passed = self._origin is not None and self._origin[0].value >= self._origin[1]
-            at_once = not exposed and not passed and peek_status(self._fd.fileno()) == ACTIVE
+            at_once = not exposed and not passed and not is_signalled(self._fd.fileno())
         connection.release(handle, exposed=exposed, at_once=at_once)
 
     @property

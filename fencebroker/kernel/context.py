@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from fencebroker import requests
 from fencebroker.errors import BrokerUnavailable
 from fencebroker.fds import peek_status
 from fencebroker.kernel.callbacks import drop_callbacks
@@ -43,10 +44,9 @@ class Context(Issuer):
 
     is_ours = True
 
-    def __init__(self, timeline: Timeline, line: Line, driver: str, name: str) -> None:
+    def __init__(self, timeline: Timeline, line: Line, driver: str) -> None:
         self.number = timeline.context
         self.driver_name = driver
-        self.timeline_name = name
         self._timeline = timeline
         self._line = line.hold()
         #: Active fences by seqno, and what to call when each has signalled.  This keeps a fence that only its descriptor refers to.
@@ -124,6 +124,20 @@ class Context(Issuer):
         if peek_status(number) == ACTIVE:
             raise BrokerUnavailable("the broker went away before it signalled a sync_file")
 
+    def names(self) -> tuple[str, str]:
+        if not self.timeline_name:
+            self.timeline_name = self._ask_name()
+        return self.driver_name, self.timeline_name
+
+    def _ask_name(self) -> str:
+        """What the broker calls a timeline without a name: as its creator."""
+        try:
+            _, rows = self._line.connection.call(requests.listing("timelines", self.number - 1))
+        except OSError as err:
+            process.fail(err)
+            rows = []
+        return str(rows[0][8]) if rows and rows[0][0] == self.number else "unknown"
+
     def close(self, error: int | None) -> None:
         """Close the timeline.  With ``error``, active fences fail with it here too, lowest seqno first."""
         self._timeline.close()
@@ -169,10 +183,8 @@ def dma_fence_context_alloc(num: int, *, driver: str = "fencebroker") -> int:
         raise ValueError(f"num must be at least 1, not {num}")
     check_driver_name(driver)
     line = process.line()
-    with open("/proc/self/comm", encoding="utf-8", errors="replace") as comm:
-        name = comm.read().strip()
     with _allocating:
-        made = _allocate(line, num, driver, name)
+        made = _allocate(line, num, driver)
     with process.lock:
         stale = [_contexts[context.number] for context in made if context.number in _contexts]  # of a broker that went away
         _contexts.update((context.number, context) for context in made)
@@ -180,7 +192,7 @@ def dma_fence_context_alloc(num: int, *, driver: str = "fencebroker") -> int:
     return made[0].number
 
 
-def _allocate(line: Line, num: int, driver: str, name: str) -> list[Context]:
+def _allocate(line: Line, num: int, driver: str) -> list[Context]:
     """Create contexts until ``num`` in a row are there.  The broker gives out one at a time, and other processes take some too."""
     made: list[Context] = []
     try:
@@ -188,7 +200,7 @@ def _allocate(line: Line, num: int, driver: str, name: str) -> list[Context]:
             while len(made) < num:
                 timeline = line.broker._create(None, driver, 0o600, None)
                 in_a_row = not made or timeline.context == made[-1].number + 1
-                made.append(Context(timeline, line, driver, name))
+                made.append(Context(timeline, line, driver))
                 if not in_a_row:
                     break
             else:

@@ -105,8 +105,10 @@ def complete(fence: dma_fence, error: int | None = None) -> int:
         for cb in callbacks:
             cb._fence, cb._runner = None, me
     result = fence._issuer.signalled(fence)
-    _call(fence, callbacks)
-    fence._issuer.settle(fence)
+    try:
+        _call(fence, callbacks)
+    finally:
+        fence._issuer.settle(fence)
     return result
 
 

@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from fencebroker.errors import NotASyncFile
+from fencebroker.fds import MAX_FD
 from fencebroker.kernel import numbers
 from fencebroker.kernel.callbacks import dma_fence_add_callback, dma_fence_enable_sw_signaling, dma_fence_remove_callback
 from fencebroker.kernel.fence import (
@@ -113,7 +114,8 @@ def c_string(text: str, argument: str, size: int = MAX_SYNC_FILE_NAME) -> str:
 def sync_file_create(fence: dma_fence) -> sync_file | None:
     """Make a sync_file for ``fence``, with a reference of its own; put it with ``fput(sync_file.file)``, or install it.
 
-    None: no broker, no room at the broker, or no free descriptor in this process, for it needs one until it is installed.
+    None: no broker, no room at the broker, a context that was given back, or no free descriptor in this process, for it needs one until
+    it is installed.
     """
     return create(fence, "")
 
@@ -217,7 +219,7 @@ def sync_file_get_fence(fd: int) -> dma_fence | None:
     """
     if type(fd) is not int:
         raise TypeError(f"fd must be a descriptor (an int), not {type(fd).__name__}")
-    if fd < 0:
+    if not 0 <= fd <= MAX_FD:
         process.fail(OSError(errno.EBADF, f"fd must be an open descriptor, not {fd}"))
         return None
     try:

@@ -107,18 +107,19 @@ def sync_file_ioctl_merge(sync_file: sync_file, arg: sync_merge_data) -> int:
     """
     file_of(sync_file)
     expect(arg, sync_merge_data, "arg")
+    name = c_string(arg.name, "arg.name")
     fd = get_unused_fd_flags(os.O_CLOEXEC)
     if fd < 0:
         return fd
     error = -errno.EINVAL
     if not arg.flags and not arg.pad:
-        error = _merge_into(fd, sync_file, arg)
+        error = _merge_into(fd, sync_file, name, arg)
     if error:
         put_unused_fd(fd)
     return error
 
 
-def _merge_into(fd: int, sync_file: sync_file, arg: sync_merge_data) -> int:
+def _merge_into(fd: int, sync_file: sync_file, name: str, arg: sync_merge_data) -> int:
     fence2 = sync_file_get_fence(arg.fd2)
     if fence2 is None:
         return -errno.ENOENT
@@ -126,7 +127,7 @@ def _merge_into(fd: int, sync_file: sync_file, arg: sync_merge_data) -> int:
         fence3 = dma_fence_unwrap_merge(sync_file.fence, fence2)
         if fence3 is None:
             return -errno.ENOMEM
-        merged = create(fence3, c_string(arg.name, "arg.name"))
+        merged = create(fence3, name)
         dma_fence_put(fence3)
     finally:
         dma_fence_put(fence2)

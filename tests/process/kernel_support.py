@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fencebroker import kernel as k
+from fencebroker.kernel.process import process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,14 +44,11 @@ class Driver:
 
 @pytest.fixture
 def driver(module_broker: BrokerProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    """Run the test as a driver of the module's broker; fail it if a reference is outstanding afterwards.
-
-    Other tests of the same process may have failed before: only what this one adds counts.
-    """
+    """Run the test as a driver of the module's broker; fail it if a reference is outstanding afterwards."""
     monkeypatch.setenv("FENCEBROKER_SOCKET", module_broker.path)
-    before = k.references()
     with contextlib.ExitStack() as undo:
+        undo.callback(process.references.clear)  # a test that fails does not fail the next one too
         undo.callback(k.shutdown)
         yield Driver(module_broker)
-        after = k.references()
-    assert after == before, f"references were left: {after}, and before the test there were {before}"
+        left = k.references()
+    assert not left, f"references were left: {left}"
