@@ -407,7 +407,7 @@ def sw_sync_get_deadline(fd: int) -> int:
 
     OSError: EINVAL when ``fd`` is not open, no sync_file, or merged of several; ENOENT when no deadline was set.
     """
-    number = _fd(fd, "fd", errno.EINVAL)
+    number = _number(fd, "fd")
     if not _is_open(number):
         raise _error(errno.EINVAL, f"fd is not open: {number}")
     connection = _connection()

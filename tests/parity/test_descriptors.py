@@ -162,7 +162,9 @@ def test_the_ladder_of_the_request_itself(driver: Driver) -> None:
 
 def test_merging_keeps_the_latest_of_each_context(own: Own) -> None:
     timelines = [own.timeline() for _ in range(3)]
-    fences = [own.fence(timeline, value) for timeline, value in ((timelines[1], 2), (timelines[0], 5), (timelines[1], 7), (timelines[2], 1))]
+    fences = [
+        own.fence(timeline, value) for timeline, value in ((timelines[1], 2), (timelines[0], 5), (timelines[1], 7), (timelines[2], 1))
+    ]
     merged = fences[0]
     for fence in fences[1:]:
         merged = own.merge(merged, fence)
