@@ -34,7 +34,7 @@ def logs(invocation: Invocation, lines: int, follow: bool) -> None:
     """Show the log of your own broker.
 
     A broker that the library or "fencectl start --user" started logs to $XDG_STATE_HOME/fencebroker/broker.log (~/.local/state/... if that
-    is not set). The system's broker logs to the journal: journalctl -u fencebrokerd.
+    is not set). The system's broker logs to the journal: journalctl -u fencebroker.
     """
     path = places.log_path()
     if not path.exists():

@@ -39,11 +39,11 @@ started pid 4187 at /run/user/1000/fencebroker/broker.sock, log in /home/ada/.lo
 """
 STOP_EXAMPLE = """\
 $ fencectl stop --user
-stopped pid 4187, 2 active fences completed with ECANCELED
+stopped pid 4187, 3 active fences completed with ECANCELED
 """
 RESTART_EXAMPLE = """\
 $ fencectl restart --user
-stopped pid 4187, 2 active fences completed with ECANCELED
+stopped pid 4187, 3 active fences completed with ECANCELED
 started pid 4302 at /run/user/1000/fencebroker/broker.sock, log in /home/ada/.local/state/fencebroker/broker.log
 """
 
@@ -56,7 +56,7 @@ def _users_own(function: F) -> F:
     def check(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         if not value:
             raise click.UsageError(
-                f"the system's broker is managed by the service manager (systemctl {ctx.info_name} fencebrokerd); "
+                f"the system's broker is managed by the service manager (systemctl {ctx.info_name} fencebroker); "
                 f"for your own broker: fencectl {ctx.info_name} --user",
                 ctx,
             )

@@ -207,7 +207,7 @@ def test_only_ones_own_broker_is_started_and_stopped(alone: Fencectl, verb: str)
     result = alone(verb)
     assert result.code == 2
     assert result.one_error() == (
-        f"the system's broker is managed by the service manager (systemctl {verb} fencebrokerd); "
+        f"the system's broker is managed by the service manager (systemctl {verb} fencebroker); "
         f"for your own broker: fencectl {verb} --user (see fencectl {verb} --help)"
     )
     both = alone("--socket", "/x", verb, "--user")
