@@ -240,7 +240,7 @@ def find_fence(turn: Turn, ref: int | None, reference: fx.Reference | None, erro
 
 def import_sync_file(turn: Turn, name: str, ref: int | None, reference: fx.Reference | None) -> None:
     """Make a private sync_file for the fence that a descriptor carries."""
-    turn.check_sync_files(1)
+    turn.check_sync_files(1, keep=() if reference is None else (reference,))
     fence = _on_record(turn, find_fence(turn, ref, reference))
     handle = carry(turn, fence, name)
     turn.answer(handle, fence.context, fence.seqno, handles=(handle,))
@@ -248,7 +248,7 @@ def import_sync_file(turn: Turn, name: str, ref: int | None, reference: fx.Refer
 
 def merge(turn: Turn, refs: Sequence[int | None], references: Sequence[fx.Reference], name: str, any: bool) -> None:
     """Make one sync_file of several fences."""
-    turn.check_sync_files(1)
+    turn.check_sync_files(1, keep=references)
     shown = iter(references)
     fences = [find_fence(turn, ref, next(shown) if ref is None else None, errno.ENOENT) for ref in refs]
     limit = turn.limits.merge_members

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Container, Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from fencebroker.errors import Refusal
 from fencebrokerd.core import effects as fx
+from fencebrokerd.core import events as e
 from fencebrokerd.core.state import FOLD
 from fencebrokerd.core.trace import render
 
 if TYPE_CHECKING:
     from fencebroker.model import Limits
+    from fencebrokerd.core.account import Account
     from fencebrokerd.core.events import Event
     from fencebrokerd.core.fence import Array, Fence
     from fencebrokerd.core.state import Session, State
@@ -60,22 +64,39 @@ class Turn:
 
     # -- quotas: checked before anything is emitted
 
-    def check_sync_files(self, n: int) -> None:
-        """Refuse with EMFILE or EDQUOT when ``n`` more sync_files of this session's uid do not fit."""
-        self.check_descriptors(n, "sync_files")
+    def check_sync_files(self, n: int, keep: Iterable[fx.Reference] = ()) -> None:
+        """Refuse with EMFILE or EDQUOT when ``n`` more sync_files of this session's uid do not fit.
+
+        Copies of signalled ones, kept in case somebody asks, give way; not those that this request shows (``keep``).
+        """
+        handles = {reference.handle for reference in keep if isinstance(reference, fx.KnownFence)}
+        self.check_descriptors(n, "sync_files", handles)
         limits, state = self.limits, self.state
         account = state.account(self.session.uid)
         pool = limits.descriptors - limits.descriptor_reserve - 2 * len(state.sessions) - len(state.sockets)
         share = int(pool * limits.sync_files_share)
-        if account.sync_files + n > share:
+        if account.sync_files + n > share and not self._make_room([account], account.sync_files + n - share, handles):
             self._refuse(errno.EDQUOT, "sync_files per user", share, account.sync_files, n)
 
-    def check_descriptors(self, n: int, what: str) -> None:
+    def check_descriptors(self, n: int, what: str, keep: Container[int] = ()) -> None:
         """Refuse with EMFILE when the broker's descriptor limit less the reserve does not fit ``n`` more."""
         room = self.limits.descriptors - self.limits.descriptor_reserve
         used = self.state.n_descriptors
         if used + n > room:
-            self._refuse(errno.EMFILE, f"descriptors of the broker ({what})", room, used, n)
+            accounts = sorted(self.state.accounts.values(), key=lambda account: len(account.returned), reverse=True)
+            if not self._make_room(accounts, used + n - room, keep):
+                self._refuse(errno.EMFILE, f"descriptors of the broker ({what})", room, used, n)
+
+    def _make_room(self, accounts: Iterable[Account], n: int, keep: Container[int]) -> bool:
+        """Let go of ``n`` descriptors that were given back and have signalled, oldest first; False, and nothing, if there are fewer."""
+        candidates = (handle for account in accounts for handle in account.returned if handle not in keep)
+        handles = list(islice(candidates, n))
+        if len(handles) < n:
+            return False
+        for handle in handles:
+            self.emit(e.SyncFileDropped(handle))
+        self.do(fx.CloseHandles(handles))
+        return True
 
     def check_timelines(self) -> None:
         """Refuse when another timeline does not fit."""
