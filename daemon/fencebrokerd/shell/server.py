@@ -29,6 +29,7 @@ from fencebrokerd import __version__
 from fencebrokerd.config import Config, ConfigError
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core.broker import Broker
+from fencebrokerd.shell.admission import admit, check_room
 from fencebrokerd.shell.creators import Creators
 from fencebrokerd.shell.door import Door
 from fencebrokerd.shell.eventfds import Eventfds
@@ -44,8 +45,6 @@ __all__ = ["Server"]
 
 #: Packets taken from one timeline's socket in one sweep: as many as a default socket can queue, so what was sent before is seen.
 SWEEP: Final = 300
-#: uid 65534 stands for every user that is not mapped into our user namespace (/proc/sys/kernel/overflowuid).
-OVERFLOW_UID: Final = 65534
 #: Descriptors that no session may take, for what clients send is received and looked at; half of them for telling a session so.
 MARGIN: Final = 16
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
@@ -356,22 +355,13 @@ class Server:
         if who.comm.startswith("python") and client:
             who.comm = printable(client[:64])  # the script's name tells more than the interpreter's; pid and uid are the kernel's word
         refusal: Refusal | None = None
-        if version != wire.VERSION:
-            text = f"this broker (fencebroker {__version__}) speaks version {wire.VERSION} of the protocol, the client version {version}; "
-            refusal = Refusal(errno.EPROTONOSUPPORT, text + "restart the older of the two (a per-user broker: fencectl restart --user)")
-        elif who.uid == OVERFLOW_UID and not self._config.allow_overflow_uid:
-            text = "the broker sees uid 65534, which stands for every user that is not mapped into its user namespace; "
-            refusal = Refusal(errno.EPERM, text + "run the client without a user namespace of its own, or set allow_overflow_uid")
-        elif who.uid not in (0, os.getuid()) and not self._config.serves(who.uid, {who.gid, *who.groups}):
-            why = "neither allow_users nor allow_groups of the configuration names it"
-            text = f"the broker does not serve uid {who.uid}: {why}; an administrator can add it and reload the broker"
-            refusal = Refusal(errno.EPERM, text)
-            self._log.once(who.uid, "not allowed", f"refused pid {who.pid} ({escape(who.comm)}): {why}")
-        elif (refusal := self._no_room(peer)) is None:
-            try:
-                self._core.connect(peer.session, who.uid, who.gid, who.groups, who.pid, who.comm, time.monotonic_ns())
-            except Refusal as err:
-                refusal = err
+        try:
+            admit(version, who, self._config, self._log)
+            n_sessions = len(self._peers) - len(self._silent)
+            check_room(n_sessions, peer.sock.fileno(), self._full, self._config, self._core.state.n_descriptors)
+            self._core.connect(peer.session, who.uid, who.gid, who.groups, who.pid, who.comm, time.monotonic_ns())
+        except Refusal as err:
+            refusal = err
         del self._silent[peer.session]
         if refusal is not None:
             peer.conversation.move(Move.REFUSE)
@@ -383,17 +373,6 @@ class Server:
         if who.pid == os.getpid():
             self._own.add(peer.session)
         self._send(fx.Send(peer.session, [serial, 0, wire.VERSION, __version__, os.getpid(), peer.session]))
-
-    def _no_room(self, peer: Peer) -> Refusal | None:
-        limits = self._config.limits
-        used = len(self._peers) - len(self._silent)
-        if used >= limits.sessions:
-            quota = "sessions in all"
-            return Refusal(errno.EDQUOT, f"{quota}: {used} of {limits.sessions} are in use", (quota, limits.sessions, used))
-        if peer.sock.fileno() >= self._full:
-            quota, used = "descriptors of the broker (sessions)", self._core.state.n_descriptors
-            return Refusal(errno.EMFILE, f"{quota}: {used} of {limits.descriptors} are in use", (quota, limits.descriptors, used))
-        return None
 
     def _add_own_status(self, effects: Effects) -> None:
         """The core knows counts; the process adds what only it knows."""
