@@ -1,4 +1,4 @@
-"""The blocks of ``docs/protocol.md`` that follow from the code.
+"""The blocks of the pages that follow from the code.
 
 A page marks where a block goes, ``<!-- begin: errors -->`` to ``<!-- end -->``, and everything around it is written by hand.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from docs.golden import conversation
+from docs.reference import keys, options, reasons
 from fencebroker import wire
 from fencebroker.errors import REFUSALS
 from fencebroker.fds import OK_WORD, status_word
@@ -25,7 +26,7 @@ from fencebroker.rows import ROWS
 __all__ = ["PAGES", "filled"]
 
 HERE: Final = Path(__file__).parent
-PAGES: Final = (HERE / "protocol.md",)
+PAGES: Final = tuple(HERE / name for name in ("protocol.md", "fencebrokerd.md", "configuration.md"))
 
 _BLOCK: Final = re.compile(r"(<!-- begin: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -104,28 +105,12 @@ TYPES: Final = {
 
 
 def _limits() -> str:
-    reasons = _reasons()
+    why = reasons(Limits)
     rows = []
     for field in dataclasses.fields(Limits):
         fixed = "fixed" if field.name.startswith("packet_") else "yes"
-        rows.append((f"`{field.name}`", f"{field.default:,}", fixed, reasons[field.name]))
+        rows.append((f"`{field.name}`", f"{field.default:,}", fixed, why[field.name]))
     return _table(("limit", "default", "configurable", "why"), rows)
-
-
-def _reasons() -> dict[str, str]:
-    """Read the reason of each limit where it stands: in the ``#:`` comment above it."""
-    reasons: dict[str, str] = {}
-    reason = ""
-    comment: list[str] = []
-    for line in map(str.strip, inspect.getsource(Limits).splitlines()):
-        if line.startswith("#:"):
-            comment.append(line.removeprefix("#:").strip())
-        elif found := re.match(r"(\w+): (?:int|float) =", line):
-            if comment:
-                reason = " ".join(comment)
-            reasons[found[1]] = reason  # a limit without a comment shares the one above it
-            comment = []
-    return reasons
 
 
 def _errors() -> str:
@@ -138,11 +123,18 @@ def _words() -> str:
     for error in (errno.ENOENT, errno.EIO, errno.ETIME, errno.ECANCELED):
         word = status_word(-error)
         rows.append((f"`{errno.errorcode[error]}` {error}, {os.strerror(error)}", f"{word}", f"{word:016x}", "yes", "yes"))
-    return _table(("status", "value written", "`eventfd-count` in fdinfo", "POLLIN", "POLLOUT"), rows)
+    return _table(("status", "value written", "`eventfd-count`", "POLLIN", "POLLOUT"), rows)
 
 
 def _golden() -> str:
     return "\n```\n" + "\n".join(packet.text for packet in conversation()) + "\n```\n\n"
 
 
-WRITERS: Final[dict[str, Callable[[], str]]] = {"limits": _limits, "errors": _errors, "words": _words, "golden": _golden}
+WRITERS: Final[dict[str, Callable[[], str]]] = {
+    "limits": _limits,
+    "errors": _errors,
+    "words": _words,
+    "golden": _golden,
+    "keys": keys,
+    "options": options,
+}

@@ -52,7 +52,7 @@ def distributed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with tarfile.open(sdist) as archive:
         parts = {pathlib.PurePath(name).parts[1] for name in archive.getnames() if "/" in name}
     assert parts - {"PKG-INFO", ".gitignore", "pyproject.toml"} <= {
-        "fencebroker", "daemon", "systemd", "tests", "examples", "benchmarks", "docs", ".ci",
+        "fencebroker", "daemon", "systemd", "packaging", "tests", "examples", "benchmarks", "docs", ".ci",
         "Makefile", "README.md", "CHANGELOG.md", "LICENSE",
     }  # fmt: skip
     with zipfile.ZipFile(wheel) as archive_of_wheel:

@@ -30,17 +30,17 @@ class ConfigError(ValueError):
 class Config:
     """What the daemon was told."""
 
-    #: Where to listen; None: descriptors passed by a service manager, else the place of this kind of broker.
+    #: Where to listen.  Not set: the sockets that a service manager passes, else the place of this kind of broker.
     listen: Path | None = None
     #: Permission bits of the socket that ``listen`` makes.
     socket_mode: int = 0o600
     #: Leave after so many seconds without a client, a timeline or an active fence; 0: never.
     idle_exit: float = 0.0
-    #: Lines less important than this are left out.
+    #: Lines of the log less important than this are left out: error, warning, notice, info, debug.
     log_level: str = "notice"
     #: Serve clients whose uid is not mapped into the broker's user namespace; they all look like uid 65534.
     allow_overflow_uid: bool = False
-    #: Users whom the broker serves, by name or uid, beside root and its own.  Neither list set: everybody whom the socket's mode lets in.
+    #: Users whom the broker serves, by name or uid, beside root and its own.  Neither this nor ``allow_groups`` set: whoever can connect.
     allow_users: tuple[int, ...] | None = None
     #: Groups whose members the broker serves, by name or gid.
     allow_groups: tuple[int, ...] | None = None
