@@ -15,7 +15,6 @@ import pytest
 import fencebroker as fb
 from fencebroker import libsync
 from fencebroker.errors import BrokerUnavailable
-from fencebroker.fds import send_packet
 from tests.helpers import BrokerProcess, eventfd_id
 from tests.process.libsync_support import Own, own
 
@@ -58,7 +57,7 @@ def test_threads_share_one_connection(own: Own, module_broker: BrokerProcess) ->
                 libsync.sync_wait(fence, 10_000)
                 os.close(timeline)
                 os.close(fence)
-        except BaseException as err:
+        except BaseException as err:  # noqa: BLE001 - the main thread looks at it
             failures.append(err)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
@@ -146,9 +145,8 @@ def test_the_broker_may_be_found_anew(start_broker: StartBroker, own: Own, monke
 
 
 def test_the_minting_right_comes_back_with_another_copy(own: Own) -> None:
-    from fencebroker.finding import default_connection
-
     from fencebroker import wire
+    from fencebroker.finding import default_connection
 
     timeline = own.timeline()
     context = libsync.sync_file_info(own.fence(timeline, 1)).context
