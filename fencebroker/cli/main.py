@@ -27,7 +27,7 @@ FAILED, USAGE, TIMEOUT, NO_BROKER, INTERRUPTED, READER_GONE = 1, 2, 3, 4, 130, 1
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 timeout, 4 no broker.\n\n"
-    f"Completion for bash (for zsh and fish alike): eval \"$({COMPLETE}=bash_source fencectl)\"",
+    f'Completion for bash (for zsh and fish alike): eval "$({COMPLETE}=bash_source fencectl)"',
 )
 @click.version_option(__version__, prog_name="fencectl")
 @asks_broker

@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from typing import Any
 
-from fencebroker.cli.render import Cell, Table, escape, plain_lines
+import click
+
+from fencebroker.cli.render import Table, escape, lines
 from fencebroker.fds import OwnedFd
 
 __all__ = ["Output", "OutputError"]
@@ -44,12 +45,9 @@ class Output:
 
     def tables(self, *tables: Table) -> None:
         """Write tables for a person."""
-        if self.as_json:
-            return
-        if self.is_terminal:
-            self._print(tables)
-        else:
-            for line in plain_lines(tables):
+        if not self.as_json:
+            width = shutil.get_terminal_size().columns if self.is_terminal else None
+            for line in lines(tables, width, _paint if self.is_coloured else _leave):
                 self._write(line)
 
     def flush(self) -> None:
@@ -69,42 +67,13 @@ class Output:
             except OSError as err:
                 raise OutputError(err) from err
 
-    def _print(self, tables: Sequence[Table]) -> None:
-        from rich.console import Console  # not needed in a pipe, and it doubles the start-up
 
-        size = shutil.get_terminal_size()
-        console = Console(
-            width=size.columns,
-            height=size.lines,  # given both, rich believes them also where TERM is dumb
-            color_system="standard" if self.is_coloured else None,
-            force_terminal=True,
-            markup=False,
-            highlight=False,
-            emoji=False,
-        )
-        with console.capture() as captured:
-            for i, table in enumerate(tables):
-                if i:
-                    console.print()
-                if table.title:
-                    console.print(_text(Cell(table.title, "bold underline"), False))
-                console.print(_rich_table(table))
-        self._write(captured.get().removesuffix("\n"))
+def _paint(text: str, style: str) -> str:
+    """Colour and attributes, such as ``bold red``, for a terminal."""
+    words = style.split()
+    colour = next((word for word in words if word not in ("bold", "underline")), None)
+    return click.style(text, fg=colour, bold="bold" in words or None, underline="underline" in words or None)
 
 
-def _rich_table(table: Table) -> Any:
-    from rich.table import Table as RichTable
-
-    made = RichTable(box=None, show_header=table.header, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for column in table.columns:
-        made.add_column(_text(Cell(column.title, "bold"), False), justify="right" if column.right else "left", no_wrap=not column.shrinks)
-    for row in table.rows:
-        made.add_row(*(_text(cell, table.folds and column.shrinks) for cell, column in zip(row, table.columns, strict=True)))
-    return made
-
-
-def _text(cell: str | Cell, folds: bool) -> Any:
-    from rich.text import Text
-
-    text, style = (cell.text, cell.style) if isinstance(cell, Cell) else (cell, "")
-    return Text(escape(text), style, no_wrap=not folds, overflow="fold" if folds else "ellipsis")
+def _leave(text: str, style: str) -> str:
+    return text

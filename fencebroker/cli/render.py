@@ -8,13 +8,14 @@ Rule
 from __future__ import annotations
 
 import errno
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
+
+from rich.cells import cell_len, set_cell_size
 
 from fencebroker.model import ACTIVE, OK, ProcessInfo
 
-__all__ = ["Branch", "Cell", "Column", "Table", "branches", "escape", "facts", "plain_lines", "process", "span", "state", "status_cell"]
+__all__ = ["Branch", "Cell", "Column", "Table", "branches", "escape", "facts", "lines", "process", "span", "state", "status_cell"]
 
 
 def escape(text: str) -> str:
@@ -22,13 +23,6 @@ def escape(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def width(text: str) -> int:
-    """How many columns of a terminal ``text`` takes."""
-    if text.isascii():
-        return len(text)
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 # -- words
@@ -81,7 +75,7 @@ Row: TypeAlias = Sequence[str | Cell]
 
 
 class Table(NamedTuple):
-    """Rows under a title.  With ``folds`` a long cell goes on in the next line; otherwise it is cut, when there is a terminal."""
+    """Rows under a title.  With ``folds`` a cell that is too long goes on in the next line; otherwise it is cut."""
 
     title: str
     columns: Sequence[Column]
@@ -91,6 +85,7 @@ class Table(NamedTuple):
 
 
 _STYLES: Final = {"active": "yellow", "ok": "green"}
+_GAP: Final = "  "
 
 
 def status_cell(status: int, tampered: bool = False) -> Cell:
@@ -108,24 +103,78 @@ def facts(title: str, pairs: Sequence[tuple[str, str | Cell | Sequence[str | Cel
     return Table(title, (Column(""), Column("", shrinks=True)), rows, header=False, folds=True)
 
 
-def plain_lines(tables: Sequence[Table]) -> Iterator[str]:
-    """Yield the tables' lines for a file or a pipe: in columns, never cut."""
+def lines(tables: Sequence[Table], width: int | None, paint: Callable[[str, str], str]) -> Iterator[str]:
+    """Yield the tables' lines, ``width`` columns of a terminal wide at most (None: as wide as they are).
+
+    ``paint`` gets a text and its style, and returns what the terminal is sent.
+    """
     for i, table in enumerate(tables):
         if i:
             yield ""
-        indent = "  " if table.title else ""
+        indent = _GAP if table.title else ""
         if table.title:
-            yield escape(table.title)
-        rows = [[escape(cell.text if isinstance(cell, Cell) else cell) for cell in row] for row in table.rows]
+            yield paint(_cut(escape(table.title), width), "bold underline")
+        rows = [[_cell(cell) for cell in row] for row in table.rows]
         if table.header:
-            rows.insert(0, [column.title for column in table.columns])
-        widths = [max((width(row[n]) for row in rows), default=0) for n in range(len(table.columns))]
+            rows.insert(0, [Cell(column.title, "bold") for column in table.columns])
+        widths = [max((cell_len(row[n].text) for row in rows), default=0) for n in range(len(table.columns))]
+        if width is not None:
+            widths = _fit(widths, [n for n, column in enumerate(table.columns) if column.shrinks], width - len(indent))
         for row in rows:
-            cells = []
-            for column, size, cell in zip(table.columns, widths, row, strict=True):
-                padding = " " * (size - width(cell))
-                cells.append(padding + cell if column.right else cell + padding)
-            yield (indent + "  ".join(cells)).rstrip()
+            for piece in _pieces(row, widths) if table.folds else [row]:
+                yield (indent + _line(piece, table.columns, widths, paint)).rstrip()
+
+
+def _cell(cell: str | Cell) -> Cell:
+    return Cell(escape(cell.text), cell.style) if isinstance(cell, Cell) else Cell(escape(cell))
+
+
+def _fit(widths: Sequence[int], shrinking: Sequence[int], room: int) -> list[int]:
+    """Take from the widest column that shrinks; when those are down to 8, from the widest of all."""
+    fitted = list(widths)
+    gaps = len(_GAP) * (len(fitted) - 1)
+    for candidates, least in ((shrinking, 8), (range(len(fitted)), 1)):
+        while candidates and sum(fitted) + gaps > room:
+            widest = max(candidates, key=fitted.__getitem__)
+            if fitted[widest] <= least:
+                break
+            fitted[widest] -= 1
+    return fitted
+
+
+def _pieces(row: Sequence[Cell], widths: Sequence[int]) -> Iterator[list[Cell]]:
+    """A row in as many lines as its longest cell needs."""
+    chopped = [_chop(cell.text, size) for cell, size in zip(row, widths, strict=True)]
+    for n in range(max(map(len, chopped))):
+        yield [Cell(texts[n] if n < len(texts) else "", cell.style) for texts, cell in zip(chopped, row, strict=True)]
+
+
+def _line(row: Sequence[Cell], columns: Sequence[Column], widths: Sequence[int], paint: Callable[[str, str], str]) -> str:
+    cells = []
+    for column, size, (text, style) in zip(columns, widths, row, strict=True):
+        text = _cut(text, size)
+        padding = " " * (size - cell_len(text))
+        painted = paint(text, style) if style and text else text
+        cells.append(padding + painted if column.right else painted + padding)
+    return _GAP.join(cells)
+
+
+def _chop(text: str, size: int) -> list[str]:
+    """Cut into pieces of at most ``size`` columns, each with one character at least; an empty text is one piece."""
+    pieces, room = [""], size
+    for c in text:
+        room -= cell_len(c)
+        if room < 0 and pieces[-1]:
+            pieces.append("")
+            room = size - cell_len(c)
+        pieces[-1] += c
+    return pieces
+
+
+def _cut(text: str, size: int | None) -> str:
+    if size is None or cell_len(text) <= size:
+        return text
+    return set_cell_size(text, size - 1).rstrip() + "…"
 
 
 # -- trees

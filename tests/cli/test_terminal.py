@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import fencebroker as fb
-from fencebroker.cli.render import escape, span, state
+from fencebroker.cli.render import Column, Table, escape, facts, lines, span, state
 from tests.cli.conftest import FENCECTL, Fencectl, Scene, Terminal
 from tests.helpers import complaints
 
@@ -131,6 +131,28 @@ def test_times_are_said_as_a_person_says_them(ns: int, words: str) -> None:
 
 def test_states_are_words() -> None:
     assert [state(status) for status in (0, 1, -2, -110, -4095)] == ["active", "ok", "ENOENT", "ETIMEDOUT", "error 4095"]
+
+
+def as_lines(table: Table, width: int | None) -> list[str]:
+    return list(lines([table], width, lambda text, style: text))
+
+
+def test_a_table_gives_way_where_it_may() -> None:
+    columns = (Column("ID", right=True), Column("NAME", shrinks=True), Column("POINT", shrinks=True))
+    table = Table("", columns, [("1", "a" * 30, "b" * 10), ("22", "日本" * 5, "-")])
+    assert as_lines(table, None) == [
+        "ID  NAME                            POINT",
+        " 1  aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa  bbbbbbbbbb",
+        "22  日本日本日本日本日本            -",
+    ]
+    assert as_lines(table, 26) == ["ID  NAME        POINT", " 1  aaaaaaaaa…  bbbbbbbbbb", "22  日本日本…   -"]
+    assert as_lines(table, 12) == ["ID  NA…  PO…", " 1  aa…  bb…", "22  日…  -"]
+
+
+def test_a_fact_goes_on_in_the_next_line() -> None:
+    table = facts("t", [("name", "日本語カメラ"), ("none", ""), ("two", ["one", "other"])])
+    assert as_lines(table, 13) == ["t", "  name  日本", "        語カ", "        メラ", "  none", "  two   one", "        other"]
+    assert as_lines(table, 4)[-1].strip()  # absurd, and still the end of it
 
 
 # The terminal

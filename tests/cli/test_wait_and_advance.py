@@ -137,12 +137,17 @@ def test_wait_can_only_ask(fencectl: Fencectl, scene: Scene) -> None:
         (["camera0@7", "--timeout", "nan"], "Invalid value for '--timeout': must be a number of seconds, 0 or more, not 'nan'"),
         (["camera0@7", "--timeout", "inf"], "Invalid value for '--timeout': must be a number of seconds, 0 or more, not 'inf'"),
         (["--any", *(f"a@{n}" for n in range(1025))], "--any takes at most 1024 points, not 1025"),
-        (["camera0@7", "--nonsense"], "No such option '--nonsense'"),
     ],
 )
 def test_wait_refuses_what_makes_no_sense(fencectl: Fencectl, arguments: list[str], complaint: str) -> None:
     result = fencectl("wait", *arguments)
     assert (result.code, result.one_error()) == (2, f"{complaint} (see fencectl wait --help)")
+
+
+def test_an_unknown_option_is_wrong_usage(fencectl: Fencectl) -> None:
+    result = fencectl("wait", "camera0@7", "--nonsense")
+    assert result.code == 2
+    assert re.fullmatch(r"No such option:? '?--nonsense'? \(see fencectl wait --help\)", result.one_error())
 
 
 @pytest.mark.parametrize("arguments", [["a@1"], ["--any", "a@1", "b@1"]])
