@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 import click
-import psutil
 
 from fencebroker import BrokerUnavailable, places, requests
 from fencebroker.cli.command import ANSWER_SECONDS, Failure, Invocation, Verb, answer_within, parsed, seconds, wants_json
@@ -220,6 +219,8 @@ def _check(connection: Connection | None, pid: int, path: Path) -> int | None:
 
 
 def _is_fencebrokerd(pid: int) -> bool:
+    import psutil  # seldom needed, and every verb would wait for it
+
     try:
         arguments = psutil.Process(pid).cmdline()
     except psutil.Error:
