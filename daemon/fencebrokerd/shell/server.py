@@ -45,8 +45,10 @@ __all__ = ["Server"]
 
 #: Packets taken from one timeline's socket in one sweep: as many as a default socket can queue, so what was sent before is seen.
 SWEEP: Final = 300
-#: Descriptors that no session may take, for what clients send is received and looked at; half of them for telling a session so.
-MARGIN: Final = 16
+#: Descriptors that no session may take: the last ones are for receiving and looking at what clients send, the others for telling a session
+#: that there is no room, until the reaper has closed it.
+MARGIN: Final = 48
+LAST: Final = 16
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 _LINES: Final = 24  # rendered events in one packet
 Effects = list[fx.Effect]
@@ -241,7 +243,7 @@ class Server:
     def _add_peer(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         limits = self._config.limits
-        if sock.fileno() >= self._full + MARGIN // 2:
+        if sock.fileno() >= self._full + MARGIN - LAST:
             self._log.once(-1, "full", "a connection was turned away: the descriptor limit is used up")
             sock.close()
             return
