@@ -15,19 +15,13 @@ __all__ = ["dma_fence_add_callback", "dma_fence_enable_sw_signaling", "dma_fence
 
 
 def dma_fence_enable_sw_signaling(fence: dma_fence) -> None:
-    """See to it that ``fence`` signals as soon as it can."""
-    _enable(live(fence))
-
-
-def _enable(fence: dma_fence) -> bool:
-    """Ask the driver, once, to signal of itself; False if ``fence`` has signalled."""
+    """See to it that ``fence`` signals as soon as it can: its driver is asked once, and may say that it has passed."""
     with process.lock:
-        first, fence._enabled = not fence._enabled, True
-    if not fence._state:
+        first, live(fence)._enabled = not fence._enabled, True
+    if not done(fence):
         fence._issuer.look(fence)
-    if not fence._state and first and fence.ops.enable_signaling is not None and not fence.ops.enable_signaling(fence):
+    if first and not done(fence) and fence.ops.enable_signaling is not None and not fence.ops.enable_signaling(fence):
         dma_fence_signal(fence)
-    return not fence._state
 
 
 def dma_fence_add_callback(fence: dma_fence | None, cb: dma_fence_cb, func: Callable[[Any, Any], object] | None) -> int:
@@ -42,8 +36,7 @@ def dma_fence_add_callback(fence: dma_fence | None, cb: dma_fence_cb, func: Call
     expect(cb, dma_fence_cb, "cb")
     if not callable(func):
         raise TypeError(f"func must be callable, not {type(func).__name__}")
-    if done(fence) or not _enable(fence):
-        return -errno.ENOENT
+    dma_fence_enable_sw_signaling(fence)
     with process.lock:
         if cb._fence is not None:
             raise ValueError("cb is registered already; each registration needs a dma_fence_cb of its own")

@@ -152,7 +152,7 @@ def fd_install(fd: int, file: file) -> None:
         os.dup2(file._carrier.fileno(), fd, inheritable=not cloexec)
         numbers.take_reserved(fd)
         file._installed += 1
-        _close_carrier_if_done(file)
+    _close_carrier_if_done(file)
     fence = file.private_data.fence
     if not fence._issuer.keep(fence, lambda: _put_installed(file)):
         _put_installed(file)
@@ -185,14 +185,19 @@ def _put(file: file) -> None:
         file.f_count -= 1
         process.references["file"] -= 1
         last = not file.f_count
-        _close_carrier_if_done(file)
+    _close_carrier_if_done(file)
     if last:
         _release(file.private_data)
 
 
 def _close_carrier_if_done(file: file) -> None:
-    if file.f_count == file._installed and file._carrier is not None:
-        carrier, file._carrier = file._carrier, None
+    """Without a reference that could still be installed it needs no descriptor of its own."""
+    with process.lock:
+        done = file.f_count == file._installed
+        carrier = file._carrier
+        if done:
+            file._carrier = None
+    if done and carrier is not None:
         carrier.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import socket
 import threading
 
@@ -301,23 +302,34 @@ def test_a_program_may_end_with_everything_open(driver: Driver, spawn: Spawn) ->
 
 
 def test_contexts_and_the_watcher_need_no_goodbye(driver: Driver, spawn: Spawn) -> None:
-    """A program that puts every reference hears no complaint, although contexts, connection and thread are open."""
+    """A program that puts every reference hears no complaint, and at its end thread, contexts and connection are gone."""
     child = spawn(
-        FORK
+        """
+    import atexit, os, threading
+
+    def report():       # registered first, so it runs last
+        left = [fd for fd in os.listdir("/proc/self/fd") if int(fd) > 2 and os.path.lexists(f"/proc/self/fd/{fd}")]
+        print([thread.name for thread in threading.enumerate()], left, flush=True)
+
+    atexit.register(report)
+    """
+        + FORK
         + """
     fence = fence_of(context, 1)
     fd = install(fence)
     received = k.sync_file_get_fence(fd)
+    os.close(fd)
     k.dma_fence_add_callback(received, k.dma_fence_cb(), lambda *_: None)
     k.dma_fence_signal(fence)
     k.dma_fence_wait(received, False)
     k.dma_fence_put(received)
     k.dma_fence_put(fence)
-    say("done")
+    print([thread.name for thread in threading.enumerate()], flush=True)
     """,
         env=driver.broker.env,
     )
-    assert child.finish() == "done\n"
+    assert child.line() == "['MainThread', 'fencebroker.kernel']"
+    assert child.finish() == "['MainThread'] []\n"
 
 
 # -- a broker that goes away
@@ -388,6 +400,46 @@ def test_a_broker_that_vanishes_leaves_nobody_waiting(start_broker: StartBroker,
     for each in (*fences, *received, fresh):
         k.dma_fence_put(each)
     assert k.references() == before
+
+
+def test_a_broker_that_does_not_answer_holds_up_only_who_asks_it(start_broker: StartBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = start_broker()
+    monkeypatch.setenv("FENCEBROKER_SOCKET", broker.path)
+    driver = Driver(broker)
+    exported, inside, asked = (driver.fence(seqno) for seqno in (1, 2, 3))
+    fds = [driver.install(exported) for _ in range(2)]
+    received = k.sync_file_get_fence(fds[0])
+    assert received is not None
+    ready = k.sync_file_create(exported)
+    assert ready is not None
+    made: list[k.sync_file | None] = []
+    asker = threading.Thread(target=lambda: made.append(k.sync_file_create(asked)))
+    called: list[int] = []
+    os.killpg(broker.pid, signal.SIGSTOP)
+    try:
+        asker.start()
+        assert k.dma_fence_add_callback(inside, k.dma_fence_cb(), lambda fence, _: called.append(fence.seqno)) == 0
+        assert k.dma_fence_signal(inside) == 0
+        assert called == [2]
+        assert k.dma_fence_wait(inside, True) == 0
+        assert k.dma_fence_signal(exported) == 0  # one-way
+        assert k.dma_fence_wait_timeout(received, True, 1) == 0
+        fd = k.get_unused_fd_flags(os.O_CLOEXEC)
+        k.fd_install(fd, ready.file)
+        assert made == []
+    finally:
+        os.killpg(broker.pid, signal.SIGCONT)
+    asker.join(LIMIT)
+    assert k.dma_fence_wait_timeout(received, True, 10 * k.HZ) > 0
+    assert made[0] is not None
+    k.fput(made[0].file)
+    for number in (*fds, fd):
+        wait_readable(number)
+        os.close(number)
+    for fence in (exported, inside, asked, received):
+        k.dma_fence_put(fence)
+    k.shutdown()
+    assert k.references() == {}
 
 
 # -- many threads
