@@ -15,7 +15,6 @@ import errno
 import os
 import resource
 import select
-import signal
 import socket
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from fencebrokerd.shell.log import Log, escape
 from fencebrokerd.shell.notify import notify
 from fencebrokerd.shell.peer import Peer, TooSlow, printable
 from fencebrokerd.shell.reaper import Reaper
+from fencebrokerd.shell.signals import Signals
 from fencebrokerd.shell.sockets import Sockets
 from fencebrokerd.shell.supervisor import Supervisor
 
@@ -57,15 +57,12 @@ Effects = list[fx.Effect]
 class Server:
     """Owns every descriptor of the broker and runs until it is told to stop."""
 
-    def __init__(
-        self, config: Config, core: Broker, listeners: list[socket.socket], log: Log, reload: Callable[[], Config] | None = None
-    ) -> None:
+    def __init__(self, config: Config, core: Broker, listeners: list[socket.socket], log: Log, reload: Callable[[], Config]) -> None:
         """Take the listening sockets.  ``reload`` reads the configuration again for SIGHUP; ConfigError leaves everything as it is."""
         self._config = config
         self._core = core
         self._log = log
         self._reload = reload
-        self._reload_asked = False
         self._started = time.monotonic_ns()
         self._epoll = select.epoll()
         self._door = Door(listeners, self._epoll, log)
@@ -81,10 +78,10 @@ class Server:
         self._queued: dict[int, Peer] = {}  # with unsent output
         self._own: set[int] = set()  # sessions of our own watchdog
         self._next_session = 1
-        self._stopping = False
+        self._is_idle_for_good = False
         self._idle_since: int | None = None
         self._depth = 0
-        self._wake_r, self._wake_w = socket.socketpair()
+        self._signals = Signals()
         self._full = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - MARGIN
         self._act: dict[type, Callable[[Any], bool]] = {
             fx.CreateEventfds: self._create_eventfds,
@@ -103,12 +100,12 @@ class Server:
 
         Returns how many active fences were completed with -ECANCELED.
         """
-        self._watch_signals()
-        self._epoll.register(self._wake_r.fileno(), select.EPOLLIN)
+        self._signals.watch()
+        self._epoll.register(self._signals.fileno(), select.EPOLLIN)
         self._epoll.register(self._sockets.fileno(), select.EPOLLIN)
-        timelines, wake = self._sockets.fileno(), self._wake_r.fileno()
+        timelines, signals = self._sockets.fileno(), self._signals.fileno()
         ready()
-        while not self._stopping:
+        while not self._signals.stop and not self._is_idle_for_good:
             for fd, events in self._epoll.poll(self._timeout()):
                 if fd == timelines:
                     self._sweep(1)
@@ -117,8 +114,8 @@ class Server:
                 elif fd in self._door:
                     for guest in self._door.guests(fd):
                         self._add_peer(guest)
-                elif fd == wake:
-                    self._wake_r.recv(4096)
+                elif fd == signals:
+                    self._signals.drain()
                 elif (session := self._creators.session_of(fd)) is not None:
                     self._core.creator_died(session, time.monotonic_ns())
                     self._creators.forget(session)
@@ -126,25 +123,9 @@ class Server:
                     self._supervisor.come_back()
             self._pass_time()
             self._supervisor.say_status()
-            if self._reload_asked:
+            if self._signals.reload:
                 self._reload_now()
         return self._stop()
-
-    def _watch_signals(self) -> None:
-        def stop(number: int, frame: object) -> None:
-            self._stopping = True
-
-        self._wake_r.setblocking(False)
-        self._wake_w.setblocking(False)
-        signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-
-        def reload(number: int, frame: object) -> None:
-            self._reload_asked = True
-
-        if self._reload is not None:
-            signal.signal(signal.SIGHUP, reload)
 
     def _describe(self) -> str:
         """One line for people who look at the service."""
@@ -153,8 +134,7 @@ class Server:
 
     def _reload_now(self) -> None:
         """Take over what can change while we run; sessions, timelines and fences stay.  A wrong configuration changes nothing."""
-        self._reload_asked = False
-        assert self._reload is not None
+        self._signals.reload = False
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             config = self._reload()
@@ -179,9 +159,7 @@ class Server:
         effects, n = self._core.stop(now)
         self._carry_out(effects)
         self._carry_out(self._core.end(time.monotonic_ns()))
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # a handler would be reset while the interpreter ends, and the signal would kill
+        self._signals.ignore()
         for peer in list(self._peers.values()):
             self._drop_peer(peer)
         self._sockets.close_all()
@@ -189,8 +167,8 @@ class Server:
         self._creators.close()
         self._supervisor.close()
         self._door.close()
-        for sock in (self._wake_r, self._wake_w, self._epoll):
-            sock.close()
+        self._signals.close()
+        self._epoll.close()
         self._reaper.stop(1.0)
         return n
 
@@ -236,7 +214,7 @@ class Server:
             if self._peers or not self._config.idle_exit:
                 self._idle_since = None
             elif self._idle_since + self._config.idle_exit * 1e9 <= now:
-                self._stopping = True
+                self._is_idle_for_good = True
 
     # -- connections
 
