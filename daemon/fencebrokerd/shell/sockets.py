@@ -85,6 +85,7 @@ class Sockets:
         theirs = self._theirs.pop(socket_id, None)
         if theirs is not None:
             theirs.close()
+        ours.shutdown(socket.SHUT_RDWR)  # at once: whoever sends after the end hears of it
         self._reaper.close_fd(ours.detach())
 
     def close_all(self) -> None:
