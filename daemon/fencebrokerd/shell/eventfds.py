@@ -85,6 +85,8 @@ class Eventfds:
             result = write_status(fd, word)
         except InterruptedError:
             return None
+        except OSError:  # no descriptor left to look at the count with
+            return SignalResult.TAMPERED
         return SignalResult.TAMPERED if result == SignalResult.WRITTEN else result
 
     def close(self, handles: Iterable[int]) -> None:

@@ -77,7 +77,14 @@ class Identity:
         self._cookies.pop(self._cookie_of.pop(socket_id), None)
 
     def identify(self, fd: int) -> fx.Reference:
-        """Say what the received ``fd`` is.  /proc is asked for the kind first: fdinfo of a foreign file would run its file system's code."""
+        """Say what the received ``fd`` is."""
+        try:
+            return self._identify(fd)
+        except OSError:
+            return fx.Foreign("one that cannot be looked at while the broker is at its descriptor limit")
+
+    def _identify(self, fd: int) -> fx.Reference:
+        """/proc is asked for the kind first: fdinfo of a foreign file would run its file system's code."""
         handle = self._find_recent(fd) if self._has_query else None
         if handle is not None:
             return fx.KnownFence(handle, peek_status(fd))

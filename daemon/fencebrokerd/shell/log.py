@@ -27,6 +27,9 @@ def escape(text: str) -> str:
     return text[:200].encode("unicode_escape").decode("ascii")
 
 
+escape("")  # loads the codec now: later there may be no descriptor left to load it with
+
+
 class Log:
     """Writes lines to stderr."""
 
