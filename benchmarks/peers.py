@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.baselines import start_event, start_eventfd, start_relay, start_requests
 from benchmarks.broker import start_broker_batches, start_broker_operations, start_broker_wakes
+from benchmarks.faces import start_info, start_merge
 from benchmarks.figures import Comparison, Kind, Target
 from benchmarks.floor import start_floor_batches, start_floor_operations, start_floor_wakes
 from benchmarks.waiting import BATCH
@@ -99,12 +100,17 @@ PEERS = (
     Peer("floor-1", "floor: export + advance + close, one at a time", "operation", start_floor_operations),
     Peer("broker-1", "fencebrokerd: export + advance + close, one at a time", "operation", start_broker_operations),
     Peer("floor-64", f"floor: export + advance + close, batches of {BATCH}", "operation", start_floor_batches, BATCH),
+    Peer("info", "libsync.sync_file_info", "operation", start_info),
+    Peer("merge", "libsync.sync_merge", "operation", start_merge),
     Peer("broker-64", f"fencebrokerd: export + advance + close, batches of {BATCH}", "operation", start_broker_batches, BATCH),
 )
 
 COMPARISONS = (
     Comparison("broker", "relay", Target("<=", 1.5)),
     Comparison("broker-1", "request", Target(">=", 0.45)),
+    # At most 1.6 and 1.8 times what a bare round trip takes.
+    Comparison("info", "request", Target(">=", 0.625)),
+    Comparison("merge", "request", Target(">=", 0.555)),
     Comparison("broker-64", None, Target(">=", 70_000)),
     Comparison("broker", "floor"),
     Comparison("broker-1", "floor-1"),

@@ -31,8 +31,9 @@ __all__ = ["Connection", "Request", "Session", "forks", "generation", "open_conn
 
 T = TypeVar("T")
 
-#: Releases wait until there are so many, or until the next request that is not an export.
+#: Releases wait until there are so many, or until the next request whose answer they could change.
 _BATCH = 64
+_QUIET = frozenset((wire.EXPORT, wire.MERGE, wire.IMPORT, wire.INFO, wire.SYNC_FILE, wire.SET_DEADLINE, wire.WAIT_START))
 _generation = 0
 _forks = 0
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -207,7 +208,7 @@ class Connection:
         with self._lock:
             if self._sock is None:
                 self._reconnect()
-            if request.op != wire.EXPORT:
+            if request.op not in _QUIET:
                 self.flush()
             try:
                 results, fds = self._exchange(request)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import array
 import os
+import re
 import select
 import socket
 import warnings
@@ -51,6 +52,7 @@ _FLAGS: Final = os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE
 _RECEIVE: Final = 16 * 1024 + 1
 #: A descriptor is a C int.
 MAX_FD: Final = 2**31 - 1
+_FIELDS: Final = re.compile(rb"^eventfd-(count|id|semaphore):\s*(\w+)", re.MULTILINE)
 #: Written for OK.  2**64 - 1 would be EINVAL.
 OK_WORD: Final = 2**64 - 2
 
@@ -237,11 +239,10 @@ def read_fdinfo(fd: int) -> EventfdInfo | None:
         text = os.read(info, 4096)
     finally:
         os.close(info)
-    fields = dict(line.split(b":", 1) for line in text.splitlines() if b":" in line)
-    if b"eventfd-count" not in fields:
+    fields = dict(_FIELDS.findall(text))
+    if b"count" not in fields:
         return None
-    semaphore = fields.get(b"eventfd-semaphore")
-    return EventfdInfo(int(fields.get(b"eventfd-id", b"-1")), int(fields[b"eventfd-count"], 16), semaphore is None or int(semaphore) == 1)
+    return EventfdInfo(int(fields.get(b"id", b"-1")), int(fields[b"count"], 16), fields.get(b"semaphore", b"1") == b"1")
 
 
 def is_signalled(fd: int) -> bool:

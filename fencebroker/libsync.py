@@ -161,7 +161,7 @@ def sync_wait(fd: int, timeout: int) -> None:
     connection = _connection()
     try:
         if timeout == 0:
-            row, _, _ = _call(connection, requests.info_page(connection, fd, 0))
+            row, _, _ = _call(connection, _page(fd, 0))
             if not row[1]:
                 raise _error(errno.ETIME, f"fd {fd} has not signalled")
             return
@@ -241,16 +241,19 @@ def sync_merge(name: str, fd1: int, fd2: int) -> int:
     first, second = _open_fd(fd1, "fd1"), _number(fd2, "fd2")
     if not isinstance(name, (str, bytes)):
         raise TypeError(f"name must be a str or bytes, not {type(name).__name__}")
-    _check_eventfd(first, "fd1")
-    _reserve()
-    connection = _connection()
+    reason = f"fd2 is not open: {second}"
     try:
-        if _is_open(second):
-            return _call(connection, requests.merge(connection, [first, second], _cut(name), False)).detach()
-        reason = f"fd2 is not open: {second}"
+        if 0 <= second <= MAX_FD:
+            return _call(_connection(), Request(wire.MERGE, ([None, None], _cut(name), False), requests.raw, (first, second), 1))
     except NotASyncFile as err:
         reason = f"fd2: {err}"
-    _check_sync_file(connection, first, "fd1")
+    except OSError as err:
+        if err.errno != errno.EBADF:
+            raise
+    # Something is wrong: find what the kernel would have found first.
+    _check_eventfd(_open_fd(first, "fd1"), "fd1")
+    _reserve()
+    _check_sync_file(_connection(), first, "fd1")
     raise _error(errno.ENOENT, reason)
 
 
@@ -269,7 +272,7 @@ def _check_eventfd(fd: int, argument: str) -> None:
 
 def _check_sync_file(connection: Connection, fd: int, argument: str) -> None:
     try:
-        _call(connection, requests.info_page(connection, fd, 0))
+        _call(connection, _page(fd, 0))
     except NotASyncFile as err:
         raise _error(errno.ENOTTY, f"{argument}: {err}") from err
 
@@ -277,20 +280,23 @@ def _check_sync_file(connection: Connection, fd: int, argument: str) -> None:
 def sync_file_info(fd: int) -> SyncFileInfo:
     """Return name, status and the fences of ``fd``.  OSError: EBADF when it is not open, ENOTTY when it is no sync_file."""
     fd = _open_fd(fd)
-    connection = _connection()
     try:
-        row, rows = _pages(connection, fd)
+        return requests.sync_file_info(*_pages(_connection(), fd))
     except NotASyncFile as err:
         raise _error(errno.ENOTTY, str(err)) from err
-    return requests.sync_file_info(row, rows)
 
 
 def _pages(connection: Connection, fd: int) -> tuple[list[Any], list[list[Any]]]:
-    row, following, rows = _call(connection, requests.info_page(connection, fd, 0))
+    row, following, rows = _call(connection, _page(fd, 0))
     while following is not None:
-        row, following, more = _call(connection, requests.info_page(connection, fd, following))
+        row, following, more = _call(connection, _page(fd, following))
         rows += more
     return row, rows
+
+
+def _page(fd: int, cursor: int) -> Request[tuple[list[Any], int | None, list[list[Any]]]]:
+    """Like requests.info_page, for a raw descriptor: whether it is open, the kernel says when it is sent."""
+    return Request(wire.INFO, (None, cursor), requests.three, (fd,))
 
 
 def _open_fd(value: int, argument: str = "fd") -> int:
@@ -370,8 +376,11 @@ def sw_sync_fence_create(fd: int, name: str, value: int) -> int:
     if not isinstance(name, (str, bytes)):
         raise TypeError(f"name must be a str or bytes, not {type(name).__name__}")
     context = _context(fd)
-    _reserve()
-    value = _u(value, "value", _U32)
+    try:
+        value = _u(value, "value", _U32)
+    except (OSError, TypeError):
+        _reserve()
+        raise
     connection = _connection()
     try:
         return _create(connection, context, value)
@@ -385,12 +394,12 @@ def sw_sync_fence_create(fd: int, name: str, value: int) -> int:
 
 
 def _create(connection: Connection, context: int, value: int) -> int:
-    made, current = _call(connection, requests.export_raw(context, value))
+    fd, current = _call(connection, requests.export_raw(context, value))
     seqno = nearest(value, current)
     if seqno != value:  # the timeline has counted past 2**31; at its value or below, what was made has signalled and costs nobody anything
-        made.close()
-        made, _ = _call(connection, requests.export_raw(context, seqno))
-    return made.detach()
+        os.close(fd)
+        fd, _ = _call(connection, requests.export_raw(context, seqno))
+    return fd
 
 
 def nearest(value: int, current: int) -> int:

@@ -69,11 +69,17 @@ def export(context: int, seqnos: list[int] | None, name: str, private: bool, lab
     return Request(wire.EXPORT, (context, seqnos, name, private), finish, makes=1 if seqnos is None else len(seqnos))
 
 
-def export_raw(context: int, seqno: int) -> Request[tuple[SyncFile, int]]:
-    """-> a SyncFile for one seqno, and the timeline's value when it was made."""
+def raw(connection: Session, results: list[Any], fds: list[OwnedFd]) -> int:
+    """Finish with the descriptor alone: whoever closes that tells nobody, so its handle is given back at once."""
+    connection.release(results[0], exposed=True, at_once=False)
+    return fds[0].detach()
 
-    def finish(connection: Session, results: list[Any], fds: list[OwnedFd]) -> tuple[SyncFile, int]:
-        return sf.SyncFile(fds[0], connection=connection, handle=results[0]), results[2]
+
+def export_raw(context: int, seqno: int) -> Request[tuple[int, int]]:
+    """-> a raw sync_file for one seqno, and the timeline's value when it was made."""
+
+    def finish(connection: Session, results: list[Any], fds: list[OwnedFd]) -> tuple[int, int]:
+        return raw(connection, results, fds), results[2]
 
     return Request(wire.EXPORT, (context, [seqno], "", False), finish, makes=1)
 
@@ -118,7 +124,12 @@ def merge(connection: Session, sources: Iterable[int | HasFileno], name: str, an
 def info_page(connection: Session, source: int | HasFileno, cursor: int) -> Request[tuple[list[Any], int | None, list[list[Any]]]]:
     """-> the sync_file's row, where the next page starts, rows of fences."""
     handle, fds = ref(connection, source)
-    return Request(wire.INFO, (handle, cursor), lambda _, results, __: (results[0], results[1], results[2]), fds)
+    return Request(wire.INFO, (handle, cursor), three, fds)
+
+
+def three(_: Session, results: list[Any], __: list[OwnedFd]) -> tuple[Any, Any, Any]:
+    """Finish with the three results."""
+    return results[0], results[1], results[2]
 
 
 def set_deadline(connection: Session, source: int | HasFileno, deadline_ns: int) -> Request[None]:
@@ -163,8 +174,8 @@ def call_info(connection: Connection, source: int | HasFileno) -> SyncFileInfo:
 
 
 def sync_file_info(row: list[Any], rows: list[list[Any]]) -> SyncFileInfo:
-    """Build the value a user sees from the rows of the wire."""
-    name, status, n_fences, handle, context, seqno, creator, created, timestamp, deadline, expires, tampered, detached = row
+    """Build the value a user sees from the rows of the wire, to which a newer broker may have appended columns."""
+    name, status, n_fences, handle, context, seqno, creator, created, timestamp, deadline, expires, tampered, detached = row[:13]
     return SyncFileInfo(
         name,
         status,
@@ -186,6 +197,6 @@ def sync_file_info(row: list[Any], rows: list[list[Any]]) -> SyncFileInfo:
 
 def fence_info(row: list[Any]) -> SyncFenceInfo:
     """Build one fence from its row."""
-    label, driver, status, timestamp, context, seqno, owner, created, deadline, expires = row
+    label, driver, status, timestamp, context, seqno, owner, created, deadline, expires = row[:10]
     who = None if owner is None else ProcessInfo(*owner)
     return SyncFenceInfo(label, driver, status, 0, timestamp, context, seqno, who, created, deadline, expires)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import socket
 import threading
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ import pytest
 import fencebroker as fb
 from fencebroker import libsync
 from fencebroker.finding import default_connection
-from tests.helpers import assert_closed_on_exec, is_readable
+from tests.helpers import assert_closed_on_exec, is_readable, wait_readable
 from tests.parity.support import fails, full_table, status
 
 if TYPE_CHECKING:
@@ -101,14 +103,13 @@ def test_the_ladder_of_increments(own: Own) -> None:
 
 
 def test_a_timeline_that_the_broker_ended_is_not_connected(own: Own) -> None:
-    import socket
-
     timeline = own.timeline()
     fence = own.fence(timeline, 1)
     with socket.socket(fileno=os.dup(timeline)) as raw:
         raw.send(b"\xc1")  # nonsense, from a holder
     libsync.sync_wait(fence, -1)
     assert status(fence) == -errno.EPROTO
+    assert wait_readable(timeline) & select.POLLHUP
     fails(errno.ENOTCONN, libsync.sw_sync_timeline_inc, timeline, 1)
 
 

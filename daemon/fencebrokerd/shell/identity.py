@@ -2,7 +2,7 @@
 
 An eventfd is known by its ``eventfd-id``, which is unique while the file is open anywhere: so only ids of eventfds whose copy we still
 hold are compared.  Reading an id costs some microseconds, so it is read when a descriptor first comes back, not when one is made;
-at most ``LAZY`` are unread at any time, which bounds what one request can cost.
+only the newest ``LAZY`` stay unread, which bounds what one request can cost.
 What comes back is mostly among the newest, or was shown just before: of those few it is asked first whether they are the same open file
 (F_DUPFD_QUERY, Linux 6.10; half a microsecond each).
 A timeline's descriptor is known by SO_COOKIE: the same for every copy, different for the two ends, never reused.
@@ -45,9 +45,12 @@ class Identity:
         """Note that ``handle`` is our copy ``fd``."""
         self._fds[handle] = fd
         self._touch(handle, fd)
+        self._unread[handle] = None
+
+    def catch_up(self) -> None:
+        """Read the oldest ids that are over the limit; called when everybody has been answered."""
         unread = self._unread
-        unread[handle] = None
-        if len(unread) > LAZY:
+        while len(unread) > LAZY:
             self._read(next(iter(unread)))
 
     def _touch(self, handle: int, fd: int) -> None:

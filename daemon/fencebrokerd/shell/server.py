@@ -416,6 +416,7 @@ class Server:
         self._depth -= 1
         if self._depth:
             return
+        self._identity.catch_up()
         if self._core.is_untidy:
             self._carry_out(self._core.tidy(time.monotonic_ns()))
         if self._core.is_traced:
