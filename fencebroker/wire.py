@@ -227,8 +227,9 @@ encode: Final[Callable[[Sequence[Any]], bytes]] = msgpack.packb
 
 def _decode(packet: bytes) -> Message:
     try:
-        # No hooks and no reused Unpacker: both have been sources of memory errors.  The sizes bound what a packet may cost.
-        message = msgpack.unpackb(packet, max_array_len=2048, max_map_len=0, max_bin_len=0, max_ext_len=0)
+        # No hooks and no reused Unpacker: both have been sources of memory errors.  The sizes bound what a packet may cost: no message has a
+        # longer array, and one more lets the check of the field say so.
+        message = msgpack.unpackb(packet, max_array_len=1025, max_map_len=0, max_bin_len=0, max_ext_len=0)
     except Exception as err:  # the C extension raises ValueError, msgpack's own classes, UnicodeDecodeError and RecursionError
         raise Malformed(f"not a MessagePack array ({type(err).__name__})") from err
     if type(message) is not list:
