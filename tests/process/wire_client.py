@@ -19,10 +19,10 @@ class WireClient:
 
     def __init__(self, path: str, *, greet: bool = True) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(LIMIT)
         self._serial = 1
         try:
-            self.sock.connect(path)
+            self.sock.connect(path)  # waits for its turn; a socket with a timeout would be refused while many wait
+            self.sock.settimeout(LIMIT)
             if greet:
                 self.say([1, wire.HELLO, wire.VERSION, "wire client"])
                 assert self.hear()[:2] == [1, 0]
