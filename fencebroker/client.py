@@ -206,6 +206,6 @@ def _events(connection: Connection) -> Iterator[Event]:
 def read_events(packet: bytes) -> Iterator[Event]:
     """Decode one pushed packet."""
     _, lost, lines = wire.decode_answer(packet)
-    for uid, name, time_ns, context, seqno, timeline, driver, status, pid, comm in lines:
+    for uid, name, time_ns, context, seqno, timeline, driver, status, pid, comm, *_ in lines:
         yield Event(name, time_ns, context, seqno, timeline, driver, status, pid, uid, comm, lost)
         lost = 0

@@ -40,8 +40,9 @@ U64_MAX: Final = 2**64 - 1
 #: A sync_file's name is at most 31 bytes and a NUL (struct sync_merge_data.name[32]).
 MAX_SYNC_FILE_NAME: Final = 31
 MAX_TIMELINE_NAME: Final = 255
-#: What a name may not hold: ``@`` and ``/`` separate the parts of a point, a NUL ends a C string.
-_RESERVED: Final = frozenset("@/\0")
+#: What a timeline's name may not hold: ``@`` and ``/`` separate the parts of a point, ``:`` those of a fence's number, ``#`` begins a
+#: sync_file's, and a NUL ends a C string.
+_RESERVED: Final = frozenset("@/:#\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,12 +223,12 @@ def check_driver_name(value: object, argument: str = "driver") -> str:
 
 
 def check_timeline_name(value: object, argument: str = "name") -> str:
-    """Return ``value`` if it can name a timeline: 1 to 255 bytes of printable text without ``@`` and ``/``."""
+    """Return ``value`` if it can name a timeline: 1 to 255 bytes of printable text without ``@``, ``/``, ``:`` and ``#``."""
     name = _check_name(value, argument, MAX_TIMELINE_NAME)
     if not name:
         raise ValueError(f"{argument} must not be empty; leave it out for a timeline without a name")
     if not name.isprintable() or not _RESERVED.isdisjoint(name):
-        raise ValueError(f"{argument} must be printable and free of '@' and '/', not {name!r}")
+        raise ValueError(f"{argument} must be printable and free of '@', '/', ':' and '#', not {name!r}")
     return name
 
 
@@ -254,5 +255,5 @@ def check_user_name(value: str, argument: str) -> str:
     """Return ``value`` if it can be a user's name or number in a point."""
     name = _check_name(value, f"the user in {argument}", MAX_TIMELINE_NAME)
     if not name.isprintable() or not _RESERVED.isdisjoint(name):
-        raise ValueError(f"the user in {argument} must be printable and free of '@' and '/', not {name!r}")
+        raise ValueError(f"the user in {argument} must be printable and free of '@', '/', ':' and '#', not {name!r}")
     return name

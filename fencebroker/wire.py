@@ -173,7 +173,7 @@ REQUESTS: Final[dict[int, Spec]] = {
             EXPIRY,
         ),
     ),
-    OPEN_TIMELINE: Spec("open_timeline", (Field("name", "str: name or user/name", _text(2 * MAX_TIMELINE_NAME + 1)),)),
+    OPEN_TIMELINE: Spec("open_timeline", (Field("name", "str: name or uid/name", _text(2 * MAX_TIMELINE_NAME + 1)),)),
     SHOW_TIMELINE: Spec("show_timeline", (), descriptors=1),
     FORGET_TIMELINE: Spec("forget_timeline", (CONTEXT,), answered=False),
     EXPORT: Spec(
@@ -195,7 +195,7 @@ REQUESTS: Final[dict[int, Spec]] = {
         ),
         descriptors=None,
     ),
-    SYNC_FILE: Spec("sync_file", (Field("point", "str: name@N or user/name@N", _text(2 * MAX_TIMELINE_NAME + 22)), EXPIRY)),
+    SYNC_FILE: Spec("sync_file", (Field("point", "str: name@N or uid/name@N", _text(2 * MAX_TIMELINE_NAME + 22)), EXPIRY)),
     INFO: Spec("info", (REF, CURSOR), descriptors=None),
     SET_DEADLINE: Spec("set_deadline", (REF, Field("deadline_ns", "u64 of CLOCK_MONOTONIC", _is_u64)), descriptors=None),
     RELEASE: Spec(
@@ -207,7 +207,7 @@ REQUESTS: Final[dict[int, Spec]] = {
         answered=False,
     ),
     LIST: Spec("list", (Field("kind", "one of " + ", ".join(KINDS), lambda x: type(x) is str and x in KINDS), CURSOR)),
-    LOOKUP: Spec("lookup", (Field("name", "str: name, name@N, user/name@N, context:seqno or #id", _text(2 * MAX_TIMELINE_NAME + 22)),)),
+    LOOKUP: Spec("lookup", (Field("name", "str: name, name@N, uid/name, uid/name@N, context:seqno or #id", _text(2 * MAX_TIMELINE_NAME + 22)),)),
     STATUS: Spec("status", ()),
     SUBSCRIBE: Spec("subscribe", ()),
     WAIT_START: Spec("wait_start", (REF,), descriptors=None),

@@ -196,7 +196,7 @@ def test_advance_signals_in_place_of_the_producer(fencectl: Fencectl, scene: Sce
         (["camera0", "x"], 2, "Invalid value for 'N': must be a whole number between 0 and 2**64-1, not 'x' (see fencectl advance --help)"),
         (["camera0", "1.0"], 2, "Invalid value for 'N': must be a whole number between 0 and 2**64-1, not '1.0' (see fencectl advance --help)"),
         (["camera0", 2**64], 2, f"Invalid value for 'N': must be a whole number between 0 and 2**64-1, not '{2**64}' (see fencectl advance --help)"),
-        (["a@b", "1"], 2, "Invalid value for 'NAME': name must be printable and free of '@' and '/', not 'a@b' (see fencectl advance --help)"),
+        (["a@b", "1"], 2, "Invalid value for 'NAME': name must be printable and free of '@', '/', ':' and '#', not 'a@b' (see fencectl advance --help)"),
         (["", "1"], 2, "Invalid value for 'NAME': name must not be empty; leave it out for a timeline without a name (see fencectl advance --help)"),
     ],
 )  # fmt: skip

@@ -61,7 +61,7 @@ def info(turn: Turn, ref: int | None, reference: fx.Reference | None, cursor: in
         len(fences),
         handle,
         fence.context,
-        fence.seqno,
+        fence.shown_seqno,
         [sync_file.pid, sync_file.uid, sync_file.comm],
         sync_file.created,
         fence.timestamp,

@@ -243,7 +243,7 @@ def import_sync_file(turn: Turn, name: str, ref: int | None, reference: fx.Refer
     turn.check_sync_files(1, keep=() if reference is None else (reference,))
     fence = _on_record(turn, find_fence(turn, ref, reference))
     handle = carry(turn, fence, name)
-    turn.answer(handle, fence.context, fence.seqno, handles=(handle,))
+    turn.answer(handle, fence.context, fence.shown_seqno, handles=(handle,))
 
 
 def merge(turn: Turn, refs: Sequence[int | None], references: Sequence[fx.Reference], name: str, any: bool) -> None:
@@ -257,7 +257,7 @@ def merge(turn: Turn, refs: Sequence[int | None], references: Sequence[fx.Refere
         raise Refusal(errno.EINVAL, f"fences must have at most {limit} members when unwrapped, not {n_members}")
     fence = _build(turn, plan_any(fences) if any else plan_all(fences), any)
     handle = carry(turn, fence, name)
-    turn.answer(handle, fence.context, fence.seqno, handles=(handle,))
+    turn.answer(handle, fence.context, fence.shown_seqno, handles=(handle,))
 
 
 def _build(turn: Turn, plan: Plan, any: bool) -> Fence:
@@ -303,7 +303,7 @@ def sync_file(turn: Turn, text: str, expiry: int | None) -> None:
         turn.emit(e.ArrayCreated(id, state.next_context, (fence.id,), False, session.uid, min(turn.now + expiry, U64_MAX), turn.now))
         fence = state.fences[id]
     handle = carry(turn, fence, "")
-    turn.answer(handle, fence.context, fence.seqno, handles=(handle,))
+    turn.answer(handle, fence.context, fence.shown_seqno, handles=(handle,))
 
 
 def _placeholder(turn: Turn, owner: int, point: Point) -> Fence:

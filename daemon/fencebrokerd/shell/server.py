@@ -332,8 +332,10 @@ class Server:
     def _greet(self, peer: Peer, message: list[Any]) -> None:
         serial, _, version, client = message
         who = peer.credentials
-        if who.comm.startswith("python") and client:
-            who.comm = printable(client[:64])  # the script's name tells more than the interpreter's; pid and uid are the kernel's word
+        if client and (who.comm == "?" or who.comm.startswith("python")):
+            # A script's name tells more than its interpreter's, and a process of another pid namespace has none here; pid and uid stay the
+            # kernel's word.
+            who.comm = printable(client[:64])
         refusal: Refusal | None = None
         try:
             admit(version, who, self._config, self._log)
