@@ -40,7 +40,7 @@ def test_a_quick_run_measures_every_peer(spawn: Spawn, tmp_path: pathlib.Path) -
         for comparison in placement["comparisons"]:
             assert 0 < comparison["min"] <= comparison["median"] <= comparison["max"]
             assert (comparison["met"] is None) == (comparison["target"] is None)
-        assert sum(c["target"] is not None for c in placement["comparisons"]) == (3 if key == JUDGED else 0)
+        assert sum(c["target"] is not None for c in placement["comparisons"]) == (5 if key == JUDGED else 0)
     assert document.read_text() == f"before\n{BEGIN}\n\n{tables.rstrip()}\n\n{END}\nafter\n"
 
 
@@ -53,8 +53,9 @@ def test_a_document_without_markers_is_refused_before_anything_is_measured(spawn
     assert document.read_text() == "no markers\n"
 
 
-def test_a_profile_shows_both_ends(spawn: Spawn) -> None:
-    text = spawn([*COMMAND, "--profile", "batch"], cwd=ROOT).finish(50)
+@pytest.mark.parametrize("workload", ["batch", "merge"])
+def test_a_profile_shows_both_ends(spawn: Spawn, workload: str) -> None:
+    text = spawn([*COMMAND, "--profile", workload], cwd=ROOT).finish(50)
     broker, client = text.split("client: ")
     assert "/fencebrokerd/" in broker
     assert "/fencebrokerd/" not in client
