@@ -37,7 +37,10 @@ def find(path: str | os.PathLike[str] | None, autostart: bool) -> Connection:
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"path must be a path or None, not {type(path).__name__}")
         return _connect(Path(os.fspath(path)), "path names it")
-    user = places.user_socket()
+    try:
+        user = places.user_socket()
+    except FileNotFoundError as err:
+        raise BrokerUnavailable(str(err)) from err
     for _ in range(5):
         for place in (user, places.SYSTEM_SOCKET):
             connection = _try(place)
@@ -81,7 +84,10 @@ def start_user_broker(path: Path, idle_exit: int = IDLE_EXIT) -> None:
     It leaves after ``idle_exit`` seconds without anybody; 0: it stays.
     """
     log = places.log_path()
-    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as err:
+        raise BrokerUnavailable(f"a broker for this user could not be started: no place for its log {log}: {err.strerror}") from err
     # Whoever holds the lock starts the broker; the others wait for the lock and then find it running.
     with OwnedFd(os.open(path.parent / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as lock:
         fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
@@ -102,6 +108,7 @@ def _start(path: Path, log: Path, idle_exit: int) -> None:
             ["/bin/sh", "-c", '"$@" &', "sh", *command],
             check=True,
             cwd="/",
+            env={name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "NOTIFY_", "WATCHDOG_"))},
             stdin=subprocess.DEVNULL,
             stdout=out.fileno(),
             stderr=out.fileno(),

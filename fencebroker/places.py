@@ -21,6 +21,7 @@ def runtime_dir() -> Path:
     uid = os.getuid()
     base = os.environ.get("XDG_RUNTIME_DIR")
     if base and Path(base).is_absolute():
+        _check_base(Path(base), uid)
         path = Path(base) / "fencebroker"
     elif (standard := Path(f"/run/user/{uid}")).is_dir() and standard.stat().st_uid == uid:
         path = standard / "fencebroker"
@@ -31,6 +32,16 @@ def runtime_dir() -> Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o022:
         raise PermissionError(f"{path} must be a folder of uid {uid} that nobody else may write to; remove it or set XDG_RUNTIME_DIR")
     return path
+
+
+def _check_base(base: Path, uid: int) -> None:
+    cure = "unset it, or name a broker with FENCEBROKER_SOCKET"
+    try:
+        owner = base.stat().st_uid
+    except OSError as err:
+        raise FileNotFoundError(err.errno, f"$XDG_RUNTIME_DIR cannot be used ({err.strerror}); {cure}", str(base)) from err
+    if owner != uid:
+        raise PermissionError(f"$XDG_RUNTIME_DIR ({base}) belongs to uid {owner}, not to uid {uid}, as after su; {cure}")
 
 
 def user_socket() -> Path:
