@@ -13,6 +13,8 @@ from benchmarks.measure import FULL, QUICK, measure
 from benchmarks.processes import BenchmarkError
 from benchmarks.profiling import WORKLOADS, profile
 from benchmarks.report import as_json, as_markdown, machine, replace_between_markers, verdicts
+from benchmarks.scale import SIZES, measure_scale
+from benchmarks.scale import as_markdown as scale_as_markdown
 
 __all__ = ["main"]
 
@@ -36,13 +38,17 @@ BROKEN, MISSED = 1, 3
 @click.option(
     "--profile", "workload", type=click.Choice(WORKLOADS), help="Measure nothing; show where the broker and its client spend their time."
 )
-def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool, workload: str | None) -> None:
+@click.option("--scale", is_flag=True, help="Measure only the core by itself, with up to a million active fences.")
+def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool, workload: str | None, scale: bool) -> None:
     """Measure fencebroker beside what it stands on, all in one run.
 
     Signal to wake: from the call that signals until poll() returns in another process that was asleep. Rates: export + advance + close,
     one at a time and in batches. The peers: raw eventfd, a bare Python relay, multiprocessing.Event, a bare request and reply, and a broker
     that only parses and sends. A full run takes half a minute; nothing else should run on the machine meanwhile.
     """
+    if scale:
+        click.echo(scale_as_markdown([measure_scale(size) for size in (SIZES[:2] if quick else SIZES)]))
+        return
     if docs is not None:
         _fill(docs, None)  # so that a wrong file is refused before the measurement, not after it
     try:

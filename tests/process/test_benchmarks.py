@@ -62,6 +62,11 @@ def test_a_profile_shows_both_ends(spawn: Spawn, workload: str) -> None:
     assert "/fencebroker/" in client
 
 
+def test_the_core_alone_is_measured_at_every_size(spawn: Spawn) -> None:
+    lines = spawn([*COMMAND, "--scale", "--quick"], cwd=ROOT).finish(50).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:] if line] == ["1,000", "10,000"]
+
+
 def test_percentiles_are_samples() -> None:
     assert [percentile(range(1, 101), fraction) for fraction in (0.5, 0.9, 0.99, 1.0)] == [51, 91, 100, 100]
     assert percentile([7], 0.99) == 7

@@ -76,9 +76,9 @@ def trim(turn: Turn, uid: int) -> None:
         for handle in handles:
             turn.emit(e.SyncFileDropped(handle))
         turn.do(fx.CloseHandles(handles))
-    retained = account.retained
-    while len(retained) > turn.limits.retained_records:
-        forget(turn, turn.state.fences[next(iter(retained))])
+    # In one go: the first key of a dict is dear to find when many before it were deleted.
+    for id in list(islice(account.retained, max(0, len(account.retained) - turn.limits.retained_records))):
+        forget(turn, turn.state.fences[id])
 
 
 def forget(turn: Turn, fence: Fence) -> None:
