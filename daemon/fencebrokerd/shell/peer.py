@@ -1,12 +1,15 @@
 """One client connection: packets in, a bounded queue out.
 
 A session with unsent output is not read, so what it can make us keep is bounded by one answer and by the events it asked for.
-Descriptors that an unread answer carries count against the broker's own limit until the client takes them: SIOCOUTQ says when it has.
+Descriptors that an unread answer carries count against the broker's own limit until the client takes them.  The kernel does not say how
+many those are, only how many bytes of its memory unread packets use (SIOCOUTQ).  Each uses at least its own length, and at least what a packet
+of one byte does: so the newest packets that fit into that number are taken for unread, which is exact for small answers and never too few.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import socket
 import struct
 import termios
@@ -19,6 +22,8 @@ from fencebroker.protocol import Conversation
 __all__ = ["Credentials", "Peer", "TooSlow", "printable"]
 
 SO_PEERGROUPS: Final = 59
+#: After so many packets those that were taken are let go of; a socket's buffer holds a few hundred.
+REMEMBERED: Final = 1024
 _UCRED: Final = struct.Struct("3i")
 
 
@@ -61,6 +66,19 @@ def _comm(pid: int) -> str:
         return "?"
 
 
+@functools.cache
+def _least_cost() -> int:
+    """What a packet of one byte uses of the kernel's memory while it is unread."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        send_packet(ours, b"\0")
+        return _bytes_unread(ours)
+
+
+def _bytes_unread(sock: socket.socket) -> int:
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"), "little")
+
+
 class Peer:
     """Owns one connected socket."""
 
@@ -68,11 +86,13 @@ class Peer:
         "connected_at",
         "conversation",
         "credentials",
+        "least_cost",
         "limit_bytes",
         "limit_descriptors",
         "lost",
         "queue",
         "queued_bytes",
+        "sent",
         "session",
         "sock",
         "stalled_at",
@@ -89,6 +109,10 @@ class Peer:
         self.limit_descriptors = limit_descriptors
         self.queue: deque[tuple[bytes, list[OwnedFd]]] = deque()
         self.queued_bytes = 0
+        self.least_cost = _least_cost()
+        #: Packets that may be unread, the newest last: what each uses of the kernel's memory at least, and its descriptors.
+        self.sent: deque[tuple[int, int]] = deque()
+        #: Descriptors in ``sent`` and in ``queue``.
         self.unread = 0
         self.stalled_at = 0
         self.lost = 0
@@ -98,14 +122,19 @@ class Peer:
 
         ``fds`` are borrowed; a queued packet keeps copies.  Other errors are the kernel's.
         """
-        if fds:
-            self._count_unread(len(fds))
+        if fds and self.unread + len(fds) > self.limit_descriptors:
+            self._forget_taken()
+            if self.unread and self.unread + len(fds) > self.limit_descriptors:
+                raise TooSlow(f"it left answers with {self.unread} descriptors unread")
         if not self.queue:
             try:
                 send_packet(self.sock, packet, fds, NOWAIT)
-                return False
             except BlockingIOError:
                 self.stalled_at = now
+            else:
+                self.unread += len(fds)
+                self._note(len(packet), len(fds))
+                return False
         if self.queued_bytes + len(packet) > self.limit_bytes:
             raise TooSlow(f"it left {self.queued_bytes} bytes unread")
         copies: list[OwnedFd] = []
@@ -117,18 +146,24 @@ class Peer:
             raise
         self.queue.append((packet, copies))
         self.queued_bytes += len(packet)
+        self.unread += len(copies)
         return len(self.queue) == 1
 
-    def _count_unread(self, n: int) -> None:
-        if self.unread + n > self.limit_descriptors and self.unread:
-            if self.bytes_unread():
-                raise TooSlow(f"it left answers with {self.unread} descriptors unread")
-            self.unread = 0
-        self.unread += n
+    def _note(self, size: int, n_descriptors: int) -> None:
+        self.sent.append((max(size, self.least_cost), n_descriptors))
+        if len(self.sent) > REMEMBERED:
+            self._forget_taken()
 
-    def bytes_unread(self) -> int:
-        """What the client has not taken from its socket yet."""
-        return int.from_bytes(fcntl.ioctl(self.sock, termios.TIOCOUTQ, b"\0\0\0\0"), "little")
+    def _forget_taken(self) -> None:
+        """Let go of the packets that the client has certainly taken."""
+        left, n = _bytes_unread(self.sock), 0
+        for cost, _ in reversed(self.sent):
+            if left < cost:
+                break
+            left -= cost
+            n += 1
+        while len(self.sent) > n:
+            self.unread -= self.sent.popleft()[1]
 
     def flush(self, now: int) -> bool:
         """Send what is queued; True when nothing is left."""
@@ -139,6 +174,7 @@ class Peer:
             except BlockingIOError:
                 return False
             self.queue.popleft()
+            self._note(len(packet), len(fds))
             close_all(fds)
             self.queued_bytes -= len(packet)
             self.stalled_at = now

@@ -50,6 +50,8 @@ SWEEP: Final = 300
 MARGIN: Final = 48
 LAST: Final = 16
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
+#: epoll takes no timeout of more than 24 days: what is due later is looked at again after one.
+DAY: Final = 86_400.0
 _LINES: Final = 24  # rendered events in one packet
 Effects = list[fx.Effect]
 
@@ -192,7 +194,7 @@ class Server:
             if self._idle_since is not None:
                 due.append(self._idle_since + int(config.idle_exit * 1e9))
         moments = [moment for moment in due if moment is not None]
-        return max(0.0, (min(moments) - time.monotonic_ns()) / 1e9) if moments else None
+        return min(max(0.0, (min(moments) - time.monotonic_ns()) / 1e9), DAY) if moments else None
 
     def _pass_time(self) -> None:
         wake_at = self._core.wake_at
@@ -206,10 +208,10 @@ class Server:
         limits = self._config.limits
         if self._silent:
             for peer in [p for p in self._silent.values() if p.connected_at + limits.hello_seconds * 1e9 <= now]:
-                self._end_peer(peer, f"it sent no hello within {limits.hello_seconds:g} s")
+                self._end_peer(peer, "no hello", f"it sent no hello within {limits.hello_seconds:g} s")
         if self._queued:
             for peer in [p for p in self._queued.values() if p.stalled_at + limits.stalled_seconds * 1e9 <= now]:
-                self._end_peer(peer, f"it took nothing for {limits.stalled_seconds:g} s")
+                self._end_peer(peer, "slow", f"it took nothing for {limits.stalled_seconds:g} s")
         if self._idle_since is not None:
             if self._peers or not self._config.idle_exit:
                 self._idle_since = None
@@ -232,10 +234,10 @@ class Server:
         self._idle_since = None
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
-    def _end_peer(self, peer: Peer, reason: str) -> None:
-        """Disconnect a client that broke a rule, with one line per uid and cause."""
+    def _end_peer(self, peer: Peer, cause: str, reason: str) -> None:
+        """Disconnect a client that broke a rule, with one line per uid and cause: the reason may hold words of the client's."""
         who = peer.credentials
-        self._log.once(who.uid, reason[:40], f"disconnected pid {who.pid} ({escape(who.comm)}): {reason}")
+        self._log.once(who.uid, cause, f"disconnected pid {who.pid} ({escape(who.comm)}): {reason}")
         self._forget_peer(peer)
 
     def _forget_peer(self, peer: Peer) -> None:
@@ -271,14 +273,14 @@ class Server:
         except Truncated as err:
             self._reap(err.fds)
             self._explain(peer, err)
-            self._end_peer(peer, str(err))
+            self._end_peer(peer, "truncated", str(err))
             return
         if not packet:
             self._reap(fds)
             if events & select.EPOLLHUP:
                 self._forget_peer(peer)
             else:
-                self._end_peer(peer, "it sent an empty packet")
+                self._end_peer(peer, "empty packet", "it sent an empty packet")
             return
         self._sweep()
         if peer.session in self._peers:
@@ -301,7 +303,7 @@ class Server:
             peer.conversation.move(Move.HELLO if message[1] == wire.HELLO else Move.REQUEST)
         except (wire.Malformed, Violation) as err:
             self._reap(fds)
-            self._end_peer(peer, escape(str(err)))
+            self._end_peer(peer, "malformed", escape(str(err)))
             return
         if message[1] == wire.HELLO:
             self._greet(peer, message)
@@ -475,7 +477,7 @@ class Server:
                 self._epoll.modify(peer.sock.fileno(), select.EPOLLOUT)
         except TooSlow as slow:
             assert peer is not None
-            self._end_peer(peer, str(slow))
+            self._end_peer(peer, "slow", str(slow))
         except (BrokenPipeError, ConnectionResetError):
             pass  # the peer is gone; its end-of-file follows and ends the session
         except OSError as err:
@@ -483,7 +485,7 @@ class Server:
                 self._carry_out(self._core.send_failed(send, err.errno or 0, time.monotonic_ns()))
             else:
                 assert peer is not None
-                self._end_peer(peer, f"it could not be answered: {err.strerror}")
+                self._end_peer(peer, "no answer", f"it could not be answered: {err.strerror}")
         finally:
             if end is not None:
                 end.close()
@@ -492,7 +494,7 @@ class Server:
     def _disconnect_effect(self, effect: fx.Disconnect) -> bool:
         peer = self._peers.get(effect.session)
         if peer is not None:
-            self._end_peer(peer, effect.reason)
+            self._end_peer(peer, "blocks the broker", effect.reason)
         return True
 
     def _publish(self) -> None:
