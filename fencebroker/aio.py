@@ -219,6 +219,7 @@ class LoopConnection:
 
     def close(self) -> None:
         """Close the socket.  Waits for fences go on, requests fail."""
+        self._tell_released()
         self._closed = True
         self._waiters.clear()
         self._lose(BrokerUnavailable(f"this connection to {self.path} was closed"))

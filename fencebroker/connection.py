@@ -305,6 +305,10 @@ class Connection:
     def close(self) -> None:
         """Close the socket; a second time does nothing."""
         with self._lock:
+            if self._sock is not None and (self._unexposed or self._exposed):
+                self._sock.setblocking(False)
+                with contextlib.suppress(OSError):  # a courtesy, for which nobody waits
+                    self.flush()
             self._closed = True
             self._lose()
             _open.discard(self)
