@@ -185,10 +185,11 @@ class LoopConnection:
         if not any(self._released.values()) or not self.is_open or not self._sending.acquire(blocking=False):
             return
         try:
-            unexposed, exposed = self._released[False][:500], self._released[True][:500]
             with contextlib.suppress(OSError):  # full: they go with the next request; gone: nobody needs to know
-                send_packet(self._sock, wire.encode((next(self._serials), wire.RELEASE, unexposed, exposed)), (), NOWAIT)
-                del self._released[False][: len(unexposed)], self._released[True][: len(exposed)]
+                while any(self._released.values()):
+                    unexposed, exposed = self._released[False][:500], self._released[True][:500]
+                    send_packet(self._sock, wire.encode((next(self._serials), wire.RELEASE, unexposed, exposed)), (), NOWAIT)
+                    del self._released[False][: len(unexposed)], self._released[True][: len(exposed)]
         finally:
             self._sending.release()
 
