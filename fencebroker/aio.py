@@ -65,6 +65,7 @@ class LoopConnection:
         serial, self._sock = connection.hand_over()
         self._serials = itertools.count(serial + 1)  # releases take theirs in any thread
         self._closed = False
+        self._telling = False  # releases will be told in this turn of the loop
         self._lock = asyncio.Lock()
         self._sending = threading.Lock()
         self._pending: dict[int, tuple[Request[Any], asyncio.Future[Answer]]] = {}
@@ -178,10 +179,13 @@ class LoopConnection:
     def release(self, handle: int, *, exposed: bool, at_once: bool) -> None:
         """Give a handle back; from any thread, and while objects are collected."""
         self._released[exposed].append(handle)
-        if at_once or len(self._released[False]) + len(self._released[True]) >= 64:
-            self._tell_released()
+        if (at_once or len(self._released[False]) + len(self._released[True]) >= 64) and not self._telling:
+            self._telling = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the connection goes with it
+                self._loop.call_soon_threadsafe(self._tell_released)
 
     def _tell_released(self) -> None:
+        self._telling = False
         if not any(self._released.values()) or not self.is_open or not self._sending.acquire(blocking=False):
             return
         try:
