@@ -48,8 +48,8 @@ _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _DESCRIPTORS_CUT: Final = int(socket.MSG_CTRUNC)
 _FLAGS: Final = os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE
-#: One byte more than any packet may have, so that a larger one shows as truncated.
-_RECEIVE: Final = 16 * 1024 + 1
+#: As much as any packet may have; a larger one shows as truncated.
+_RECEIVE: Final = 16 * 1024
 #: A descriptor is a C int.
 MAX_FD: Final = 2**31 - 1
 _FIELDS: Final = re.compile(rb"^eventfd-(count|id|semaphore):\s*(\w+)", re.MULTILINE)
@@ -134,6 +134,8 @@ def borrow(fd: Fd, argument: str = "fd") -> int:
         raise TypeError(f"{argument} must be a descriptor (an int) or have a fileno() method, not {type(fd).__name__}")
     else:
         number = fd.fileno()
+        if type(number) is not int:
+            raise TypeError(f"{argument} must have a fileno() that returns an int, not {type(number).__name__}")
     if not 0 <= number <= MAX_FD:
         raise ValueError(f"{argument} must be an open descriptor, not {number}")
     return number
@@ -152,7 +154,7 @@ def send_packet(sock: socket.socket, packet: bytes, fds: Sequence[int] = (), fla
 def recv_packet(sock: socket.socket, flags: int = 0, size: int = _RECEIVE) -> tuple[bytes, list[OwnedFd]]:
     """Receive one packet and own its descriptors.  ``b""`` is end-of-file.
 
-    Raises Truncated when the packet was larger than ``size - 1`` bytes or descriptors were lost (the descriptor limit of this process,
+    Raises Truncated when the packet was larger than ``size`` bytes or descriptors were lost (the descriptor limit of this process,
     or a refusal by a security module); the exception owns what arrived.
     """
     packet, control, happened, _ = sock.recvmsg(size, _SPACE, flags | _CLOEXEC)
@@ -163,7 +165,7 @@ def recv_packet(sock: socket.socket, flags: int = 0, size: int = _RECEIVE) -> tu
         if happened & _DESCRIPTORS_CUT:
             text = "descriptors of a message were lost: this process is at its descriptor limit (RLIMIT_NOFILE)"
             raise Truncated(text, fds, packet, descriptors_lost=True)
-        raise Truncated(f"a message was longer than {size - 1} bytes", fds)
+        raise Truncated(f"a message was longer than {size} bytes", fds)
     return packet, fds
 
 
