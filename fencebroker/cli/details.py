@@ -14,6 +14,7 @@ from fencebroker.cli.catalogue import Fences, Node, find, list_rows, wire_target
 from fencebroker.cli.command import Failure, Invocation, Verb, asks_broker, parsed, wants_json
 from fencebroker.cli.holders import holders_of_sockets
 from fencebroker.cli.render import Branch, Cell, Table, branches, facts, span, state, status_cell
+from fencebroker.debugfs import sync_info
 from fencebroker.model import ProcessInfo
 from fencebroker.rows import FenceRow, Row, SyncFileRow, TimelineRow
 
@@ -44,16 +45,27 @@ def _target(text: str) -> tuple[str, str]:
 
 
 @click.command(cls=Verb, example=EXAMPLE, short_help="Everything about one thing, and what it waits for.")
-@click.argument("target", callback=parsed(_target), metavar="ID|NAME|NAME@N|CONTEXT:SEQNO")
+@click.argument("target", callback=parsed(_target), metavar="ID|NAME|NAME@N|CONTEXT:SEQNO", required=False)
+@click.option("--debugfs", is_flag=True, help="Write everything as the kernel's debugfs file sync/info does, instead of one thing.")
 @asks_broker
 @wants_json
 @click.pass_obj
-def info(invocation: Invocation, target: tuple[str, str]) -> None:
+def info(invocation: Invocation, target: tuple[str, str] | None, debugfs: bool) -> None:
     """Show everything about one timeline, fence or sync_file.
 
     NAME is a timeline (camera0, or user/camera0 for another's), NAME@N a point of it, CONTEXT:SEQNO a fence by its numbers, CONTEXT: a
     timeline by its number, ID a sync_file by its number in "fencectl ls" (or '#ID', if a timeline has a number for its name).
     """
+    if debugfs:
+        if target is not None or invocation.output.as_json:
+            raise click.UsageError("--debugfs writes everything, as text: it takes no argument and no --json.")
+        with invocation.connect() as broker:
+            text = sync_info(broker)
+        for line in text.splitlines():
+            invocation.output.line(line)
+        return
+    if target is None:
+        raise click.UsageError("Missing argument 'ID|NAME|NAME@N|CONTEXT:SEQNO', or --debugfs.")
     with invocation.connect() as broker:
         row = _find(broker, *target)
         now = time.monotonic_ns()

@@ -263,3 +263,26 @@ def test_a_number_may_be_a_timelines_name(fencectl: Fencectl, broker: BrokerProc
         assert fencectl("info", "1").lines()[0] == "timeline 1"
         assert fencectl("info", "#1").lines()[0] == "sync_file 1"
         assert fencectl("info", "2").code == 1
+
+
+# info --debugfs
+
+
+def test_debugfs_is_the_kernels_text(fencectl: Fencectl, scene: Scene) -> None:
+    result = fencectl("info", "--debugfs")
+    assert (result.code, result.err) == (0, "")
+    assert re.sub(r"@\d+\.\d{9}", "@T", result.out) == (
+        "objs:\n--------------\n"
+        "camera0: 6\n  fence active: 7 / 6\n\n"
+        "fences:\n--------------\n"
+        "[0000000000000001] frame-6: signaled\n  camera0_fence signaled@T: 6 / 6\n\n"
+        "[0000000000000002] frame-7: active\n  camera0_fence active: 7 / 6\n\n"
+        "[0000000000000005] inputs: active\n  camera0_fence active: 7 / 6\n  lens_fence active: 1\n\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--debugfs", "camera0"], ["--debugfs", "--json"], []])
+def test_debugfs_is_instead_of_one_thing(fencectl: Fencectl, arguments: list[str]) -> None:
+    result = fencectl("info", *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "--debugfs" in result.err
