@@ -4,7 +4,7 @@ Facts
   epoll does not report in the order in which descriptors became ready.  A client that acted on a timeline's socket (or just closed it) and
   then asks on its session must be answered as if the action came first, for it did.
 Rule
-  Timelines' sockets live in an epoll of their own.  After a session's packet is received and before it is handled, that epoll is emptied.
+  Timelines' sockets are in an epoll of their own too.  After a session's packet is received and before it is handled, it is emptied.
   It also keeps a busy crowd's requests from delaying other people's signals.
 """
 
@@ -71,7 +71,7 @@ class Server:
         self._identity = Identity()
         self._eventfds = Eventfds(self._identity)
         self._reaper = Reaper()
-        self._sockets = Sockets(self._identity, self._reaper)
+        self._sockets = Sockets(self._identity, self._reaper, self._epoll)
         self._creators = Creators(self._epoll)
         self._supervisor = Supervisor(self._epoll, listeners[0].getsockname(), self._describe)
         self._peers: dict[int, Peer] = {}  # by session
@@ -104,13 +104,12 @@ class Server:
         """
         self._signals.watch()
         self._epoll.register(self._signals.fileno(), select.EPOLLIN)
-        self._epoll.register(self._sockets.fileno(), select.EPOLLIN)
-        timelines, signals = self._sockets.fileno(), self._signals.fileno()
+        signals = self._signals.fileno()
         ready()
         while not self._signals.stop and not self._is_idle_for_good:
             for fd, events in self._epoll.poll(self._timeout()):
-                if fd == timelines:
-                    self._sweep(1)
+                if (socket_id := self._sockets.id_of(fd)) is not None:
+                    self._take(socket_id, events)
                 elif (peer := self._by_fd.get(fd)) is not None:
                     self._turn(peer, events)
                 elif fd in self._door:
@@ -380,9 +379,9 @@ class Server:
 
     # -- timelines
 
-    def _sweep(self, rounds: int = SWEEP) -> None:
-        """Take what waits on timelines' sockets, in turns, a packet each: all of it, or so many rounds."""
-        for _ in range(rounds):
+    def _sweep(self) -> None:
+        """Take all that waits on timelines' sockets, in turns, a packet each."""
+        for _ in range(SWEEP):
             found = False
             for socket_id, events in self._sockets.ready():
                 found = True

@@ -1,4 +1,7 @@
-"""Timelines' sockets: our end of each, watched in an epoll of their own, and the other end until it is sent out.
+"""Timelines' sockets: our end of each, watched, and the other end until it is sent out.
+
+Each is in two epolls: the loop's, which wakes us, and one of their own, which is emptied before a session's request is handled.  (One epoll
+within the other would do, and cost a microsecond more on the way from a signal to its waiter.)
 
 A packet here is one-way and nothing is ever written.  A zero-length read is end-of-file only together with EPOLLHUP; alone it is an empty
 packet, which is malformed.
@@ -21,17 +24,18 @@ __all__ = ["Sockets"]
 class Sockets:
     """Owns both ends of every timeline's socketpair, the clients' ends only until they are taken."""
 
-    def __init__(self, identity: Identity, reaper: Reaper) -> None:
+    def __init__(self, identity: Identity, reaper: Reaper, loop: select.epoll) -> None:
         self._identity = identity
         self._reaper = reaper
+        self._loop = loop
         self._epoll = select.epoll()
         self._ours: dict[int, socket.socket] = {}
         self._by_fd: dict[int, int] = {}
         self._theirs: dict[int, socket.socket] = {}
 
-    def fileno(self) -> int:
-        """The epoll's descriptor: readable when any socket is."""
-        return self._epoll.fileno()
+    def id_of(self, fd: int) -> int | None:
+        """Which timeline's socket the loop's event is about, if any."""
+        return self._by_fd.get(fd)
 
     def create(self, socket_id: int) -> socket.socket:
         """Make a pair and watch our end; returns the other end, borrowed.  OSError is the kernel's."""
@@ -41,6 +45,7 @@ class Sockets:
         self._by_fd[ours.fileno()] = socket_id
         self._theirs[socket_id] = theirs
         self._epoll.register(ours.fileno(), select.EPOLLIN)
+        self._loop.register(ours.fileno(), select.EPOLLIN)
         return theirs
 
     def take(self, socket_id: int) -> socket.socket:
@@ -80,6 +85,7 @@ class Sockets:
         if ours is None:
             return
         self._epoll.unregister(ours.fileno())
+        self._loop.unregister(ours.fileno())
         del self._by_fd[ours.fileno()]
         self._identity.remove_socket(socket_id)
         theirs = self._theirs.pop(socket_id, None)
