@@ -19,7 +19,7 @@ $(shell test -x $(RUN) || rm -f .venv/.stamp-*)
 .PHONY: help demo test lint format types bench wheel clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  Python 3.11 or newer, on Linux.  Another interpreter: make test PYTHON=python3.13 (after make clean)'
 	@echo '  Some tests only: make test TESTARGS="tests/core -k merge"'

@@ -33,6 +33,9 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 hypothesis.settings.register_profile("fencebroker", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("fencebroker")
 
+# These run inside a booted system, started by tests/systemd/run.sh, with settings of their own.
+collect_ignore: Final = ["systemd/inside"]
+
 _FAILED: Final = pytest.StashKey[bool]()
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
