@@ -287,15 +287,17 @@ class SignalResult:
 def write_status(fd: int, word: int) -> int:
     """Signal ``fd`` with a word of ``status_word``.  Returns a SignalResult.
 
-    A forged small count is topped up to the word (three tries, since its forger may go on).  InterruptedError when a holder made the
-    file blocking and full: the caller arms an interval timer around its writes.
+    A forged small count is topped up to the word (three tries, since its forger may go on).  Beside the word of an error there is room for
+    a count that would make it another error: so that is looked for first.  InterruptedError when a holder made the file blocking and full:
+    the caller arms an interval timer around its writes.
     """
-    try:
-        os.eventfd_write(fd, word)
-    except BlockingIOError:
-        pass
-    else:
-        return SignalResult.WRITTEN
+    if word == OK_WORD or not is_signalled(fd):
+        try:
+            os.eventfd_write(fd, word)
+        except BlockingIOError:
+            pass
+        else:
+            return SignalResult.WRITTEN
     for _ in range(3):
         info = read_fdinfo(fd)
         count = 0 if info is None else info.count

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from fencebroker.fds import SignalResult, new_fence_eventfd, status_word, write_status
+from fencebroker.fds import OK_WORD, SignalResult, is_signalled, new_fence_eventfd, status_word, write_status
 from fencebrokerd.shell.identity import Identity
 
 __all__ = ["Eventfds"]
@@ -64,23 +64,27 @@ class Eventfds:
                     poisoned.append(handle)
                     continue
                 try:
-                    os.eventfd_write(fd, word)
+                    if word == OK_WORD or not is_signalled(fd):
+                        os.eventfd_write(fd, word)
+                        continue
                 except BlockingIOError:
-                    result = self._insist(fd, word)
-                    if result is None:
-                        hostile.add(uid_of(handle))
-                        poisoned.append(handle)
-                    elif result != SignalResult.ALREADY:
-                        tampered.append(handle)
+                    pass
                 except InterruptedError:
                     hostile.add(uid_of(handle))
                     poisoned.append(handle)
+                    continue
+                result = self._insist(fd, word)
+                if result is None:
+                    hostile.add(uid_of(handle))
+                    poisoned.append(handle)
+                elif result != SignalResult.ALREADY:
+                    tampered.append(handle)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         return tampered, poisoned
 
     def _insist(self, fd: int, word: int) -> int | None:
-        """Top a forged count up; None if that write blocked."""
+        """Somebody wrote before us: top a forged count up; None if that write blocked."""
         try:
             result = write_status(fd, word)
         except InterruptedError:

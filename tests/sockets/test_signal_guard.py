@@ -1,0 +1,157 @@
+"""Writing statuses to what clients hold: never early, never twice, and never blocked by a holder for long."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fencebroker.fds import OwnedFd, peek_status
+from fencebrokerd.shell.eventfds import GUARD_SECONDS, Eventfds
+from fencebrokerd.shell.identity import Identity
+from tests.helpers import descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ALICE, BOB = 1000, 1001
+
+
+@pytest.fixture
+def eventfds() -> Iterator[Eventfds]:
+    before = signal.getsignal(signal.SIGALRM)
+    eventfds = Eventfds(Identity())
+    yield eventfds
+    eventfds.close_all()
+    signal.signal(signal.SIGALRM, before)
+
+
+def uid_of(handle: int) -> int:
+    """Odd handles are Alice's."""
+    return ALICE if handle % 2 else BOB
+
+
+def fd_of(eventfds: Eventfds, handle: int) -> int:
+    (fd,) = eventfds.numbers([handle])
+    return fd
+
+
+def block(fd: int) -> None:
+    """What a hostile holder does: it clears the O_NONBLOCK that all copies share, and fills the counter."""
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+    os.eventfd_write(fd, 2**63)  # no status, and no room for one
+
+
+def test_they_are_made_written_and_closed(eventfds: Eventfds) -> None:
+    eventfds.create(1, 3)
+    eventfds.create(10, 2)
+    assert len(eventfds) == 5
+    assert eventfds.signal([1, 3], 1, uid_of) == ([], [])
+    assert eventfds.signal([10], -5, uid_of) == ([], [])
+    assert [peek_status(fd) for fd in eventfds.numbers([1, 2, 3, 10, 11])] == [1, 0, 1, -5, 0]
+    fds = eventfds.numbers([1, 2])
+    eventfds.close([1, 2, 99])
+    assert not descriptors().keys() & set(fds)
+    assert len(eventfds) == 3
+
+
+def test_a_handle_that_is_gone_is_passed_over(eventfds: Eventfds) -> None:
+    eventfds.create(1, 1)
+    assert eventfds.signal([99, 1, 98], 1, uid_of) == ([], [])
+    assert peek_status(fd_of(eventfds, 1)) == 1
+
+
+def test_signalling_again_is_harmless(eventfds: Eventfds) -> None:
+    eventfds.create(1, 1)
+    for status in (-5, 1, -7):
+        assert eventfds.signal([1], status, uid_of) == ([], [])
+    assert peek_status(fd_of(eventfds, 1)) == -5
+
+
+def test_a_forged_count_is_mended_and_reported(eventfds: Eventfds) -> None:
+    eventfds.create(1, 2)
+    os.eventfd_write(fd_of(eventfds, 1), 1)
+    assert eventfds.signal([1, 2], 1, uid_of) == ([1], [])
+    assert [peek_status(fd) for fd in eventfds.numbers([1, 2])] == [1, 1]
+
+
+def test_a_count_that_cannot_be_mended_is_reported(eventfds: Eventfds) -> None:
+    eventfds.create(1, 2)
+    os.eventfd_write(fd_of(eventfds, 1), 0xFFFE << 48)
+    assert eventfds.signal([1, 2], -5, uid_of) == ([1], [])
+    assert [peek_status(fd) for fd in eventfds.numbers([1, 2])] == [None, -5]
+
+
+def test_a_blocked_write_poisons_what_is_left_of_that_user_and_nobody_else(eventfds: Eventfds) -> None:
+    eventfds.create(1, 8)
+    block(fd_of(eventfds, 3))
+    began = time.monotonic()
+    tampered, poisoned = eventfds.signal([1, 2, 3, 4, 5, 6, 7, 8], 1, uid_of)
+    assert time.monotonic() - began < 1
+    assert (tampered, poisoned) == ([], [3, 5, 7])
+    assert [peek_status(fd) for fd in eventfds.numbers([1, 2, 4, 6, 8])] == [1] * 5
+
+
+def test_two_hostile_users_cost_one_guard_each(eventfds: Eventfds) -> None:
+    eventfds.create(1, 200)
+    for handle in range(1, 101):
+        block(fd_of(eventfds, handle))
+    began = time.monotonic()
+    _, poisoned = eventfds.signal(range(1, 201), 1, uid_of)
+    assert time.monotonic() - began < 10 * GUARD_SECONDS
+    assert len(poisoned) == 200
+
+
+def test_a_full_counter_that_was_left_non_blocking_is_no_poison(eventfds: Eventfds) -> None:
+    eventfds.create(1, 1)
+    os.eventfd_write(fd_of(eventfds, 1), 2**64 - 2)
+    assert eventfds.signal([1], -5, uid_of) == ([], [])
+    assert peek_status(fd_of(eventfds, 1)) == 1, "a status was there first; the core sees that it is not its own"
+
+
+def test_the_timer_is_off_afterwards(eventfds: Eventfds) -> None:
+    eventfds.create(1, 3)
+    block(fd_of(eventfds, 3))
+    eventfds.signal([1, 2, 3], 1, uid_of)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_what_the_kernel_refuses_leaves_nothing(eventfds: Eventfds) -> None:
+    before = descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 6, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as refused:
+            eventfds.create(1, 50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert refused.value.errno == errno.EMFILE
+    assert len(eventfds) == 0
+    assert descriptors() == before
+    eventfds.create(1, 50)
+
+
+def test_at_the_descriptor_limit_a_forged_count_is_reported_not_raised(eventfds: Eventfds) -> None:
+    eventfds.create(1, 2)
+    os.eventfd_write(fd_of(eventfds, 1), 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fill = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()) + 3, hard))
+    try:
+        while True:
+            try:
+                fill.append(OwnedFd(os.dup(0)))
+            except OSError:
+                break
+        assert eventfds.signal([1, 2], 1, uid_of) == ([1], [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in fill:
+            fd.close()
+    assert peek_status(fd_of(eventfds, 2)) == 1
