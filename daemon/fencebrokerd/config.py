@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import grp
+import os
 import pwd
 import tomllib
 from collections.abc import Callable, Collection, Mapping
@@ -113,7 +114,9 @@ def _value(where: str, key: str, value: object) -> object:
             if not isinstance(value, (str, Path)) or not str(value):
                 raise ConfigError(f"{where}: must be a path, not {value!r}")
             path = Path(value)
-            if len(str(path).encode()) > 100:
+            if "\0" in str(path):
+                raise ConfigError(f"{where}: must not contain a NUL character: {str(path)!r}")
+            if len(os.fsencode(path)) > 100:
                 raise ConfigError(f"{where}: the path of a Unix socket may have about 100 bytes; {str(path)!r} is longer")
             return path
         case "socket_mode":

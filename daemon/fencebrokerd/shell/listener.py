@@ -40,7 +40,8 @@ class Listener:
                 self.socket.listen(BACKLOG)
             except OSError as err:
                 self.socket.close()
-                raise ConfigError(f"{path}: cannot listen here: {err.strerror}") from err
+                # A path that is too long never reaches the kernel: its error has no number.
+                raise ConfigError(f"{path}: cannot listen here: {err.strerror or err}") from err
         except BaseException:
             self._lock.close()
             raise
