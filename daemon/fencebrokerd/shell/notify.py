@@ -73,7 +73,7 @@ def check_listener(fd: int) -> socket.socket:
     except OSError as err:
         raise ConfigError(f"LISTEN_FDS: descriptor {fd} is not a socket: {err.strerror}") from err
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_SEQPACKET:
-        kind = f"{sock.family.name if hasattr(sock.family, 'name') else sock.family} {sock.type}"
+        kind = " ".join(str(getattr(number, "name", number)) for number in (sock.family, sock.type))
         sock.detach()
         raise ConfigError(f"LISTEN_FDS: descriptor {fd} must be a SOCK_SEQPACKET Unix socket, not {kind} (ListenSequentialPacket=)")
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
