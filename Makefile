@@ -8,6 +8,9 @@ TESTARGS ?=
 BENCHARGS ?=
 DEMOARGS ?=
 
+# For install, uninstall and deb; the scripts in packaging/ have the defaults.
+export PREFIX DESTDIR SYSTEM_SITE DEB_PYTHON
+
 BIN := .venv/bin
 RUN := $(BIN)/python
 
@@ -16,7 +19,7 @@ $(shell test -x $(RUN) || rm -f .venv/.stamp-*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types bench wheel clean
+.PHONY: help demo test test-systemd lint format types bench wheel man install uninstall deb clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,9 +50,25 @@ bench: .venv/.stamp-bench ## Measure latency and rates side by side with the alt
 wheel: .venv/.stamp-test ## Build sdist and wheel into dist/.
 	@$(RUN) -m build --no-isolation
 
+man: .venv/.stamp-install ## Build the manual pages into build/man/.
+	@$(RUN) -m docs --man build/man
+
+# The manual says where: PREFIX=/usr/local, DESTDIR=, PYTHON= for the interpreter that runs the programs, SYSTEM_SITE=yes for its packages.
+install: .venv/.stamp-install ## Install the broker as a system service, in an environment of its own below PREFIX.
+	@PYTHON='$(PYTHON)' RUN='$(RUN)' packaging/install.sh
+
+uninstall: ## Remove what make install put there.
+	@packaging/uninstall.sh
+
+deb: .venv/.stamp-install ## Build a Debian package into dist/.
+	@RUN='$(RUN)' packaging/deb.sh
+
+test-systemd: .venv/.stamp-install ## Test package, units and installation under a real systemd (root, Debian).
+	@RUN='$(RUN)' TESTARGS='$(TESTARGS)' tests/systemd/run.sh
+
 clean: ## Remove the environment and everything built.
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find fencebroker daemon tests examples benchmarks .ci -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find fencebroker daemon docs tests examples benchmarks .ci -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The checks come before the environment, so that a wrong interpreter gets one clear line and leaves nothing behind.
 # --clear: this rule runs only when there is no working interpreter in .venv.
