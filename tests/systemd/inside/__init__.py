@@ -1,0 +1,1 @@
+"""Runs on that machine, not here: ``make test-systemd`` boots it."""
