@@ -119,7 +119,7 @@ def asks_broker(function: F) -> F:
     return click.option(
         "--socket",
         metavar="PATH",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         expose_value=False,
         callback=_set_socket,
         help="Ask the broker that listens there.  [default: $FENCEBROKER_SOCKET, else your own broker, else the system's]",
