@@ -252,6 +252,11 @@ def is_signalled(fd: int) -> bool:
     return bool(_poll(fd, select.POLLIN, 0))
 
 
+def is_hung_up(fd: int) -> bool:
+    """Say whether the other end of a socket is closed: what tells a zero-length read that is end-of-file from an empty packet."""
+    return bool(_poll(fd, 0, 0) & select.POLLHUP)
+
+
 def _poll(fd: int, events: int, timeout_ms: int | None) -> int:
     poller = select.poll()
     poller.register(fd, events)

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from fencebroker import wire
 from fencebroker.errors import Refusal
-from fencebroker.fds import NOWAIT, OwnedFd, Truncated, recv_packet
+from fencebroker.fds import NOWAIT, OwnedFd, Truncated, is_hung_up, recv_packet
 from fencebroker.protocol import Move, Violation
 from fencebrokerd import __version__
 from fencebrokerd.config import Config, ConfigError
@@ -109,7 +109,7 @@ class Server:
         while not self._signals.stop and not self._is_idle_for_good:
             for fd, events in self._epoll.poll(self._timeout()):
                 if (socket_id := self._sockets.id_of(fd)) is not None:
-                    self._take(socket_id, events)
+                    self._take(socket_id)
                 elif (peer := self._by_fd.get(fd)) is not None:
                     self._turn(peer, events)
                 elif fd in self._door:
@@ -276,7 +276,7 @@ class Server:
             return
         if not packet:
             self._reap(fds)
-            if events & select.EPOLLHUP:
+            if is_hung_up(peer.sock.fileno()):
                 self._forget_peer(peer)
             else:
                 self._end_peer(peer, "empty packet", "it sent an empty packet")
@@ -383,16 +383,16 @@ class Server:
         """Take all that waits on timelines' sockets, in turns, a packet each."""
         for _ in range(SWEEP):
             found = False
-            for socket_id, events in self._sockets.ready():
+            for socket_id in self._sockets.ready():
                 found = True
-                self._take(socket_id, events)
+                self._take(socket_id)
             if not found:
                 return
 
-    def _take(self, socket_id: int, events: int) -> None:
+    def _take(self, socket_id: int) -> None:
         now = time.monotonic_ns()
         try:
-            message = self._sockets.receive(socket_id, events)
+            message = self._sockets.receive(socket_id)
         except (BlockingIOError, ConnectionResetError):
             return
         except wire.Malformed as err:

@@ -3,8 +3,8 @@
 Each is in two epolls: the loop's, which wakes us, and one of their own, which is emptied before a session's request is handled.  (One epoll
 within the other would do, and cost a microsecond more on the way from a signal to its waiter.)
 
-A packet here is one-way and nothing is ever written.  A zero-length read is end-of-file only together with EPOLLHUP; alone it is an empty
-packet, which is malformed.
+A packet here is one-way and nothing is ever written.  A zero-length read is end-of-file only if the other end has hung up by now; otherwise it
+is an empty packet, which is malformed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator, Sequence
 
 from fencebroker import wire
-from fencebroker.fds import NOWAIT, OwnedFd, Truncated, recv_packet
+from fencebroker.fds import NOWAIT, OwnedFd, Truncated, is_hung_up, recv_packet
 from fencebrokerd.shell.identity import Identity
 from fencebrokerd.shell.reaper import Reaper
 
@@ -52,14 +52,14 @@ class Sockets:
         """Hand the client's end over; the caller closes it when it is sent."""
         return self._theirs.pop(socket_id)
 
-    def ready(self) -> Iterator[tuple[int, int]]:
-        """Yield what can be read now, as (socket id, events); a socket that was closed meanwhile is passed over."""
-        for fd, events in self._epoll.poll(0):
+    def ready(self) -> Iterator[int]:
+        """Yield the ids of the sockets that can be read now; one that was closed meanwhile is passed over."""
+        for fd, _ in self._epoll.poll(0):
             socket_id = self._by_fd.get(fd)
             if socket_id is not None:
-                yield socket_id, events
+                yield socket_id
 
-    def receive(self, socket_id: int, events: int) -> list[object] | None:
+    def receive(self, socket_id: int) -> list[object] | None:
         """Take one message: None is end-of-file.  BlockingIOError when there is none, wire.Malformed when it is out of form."""
         try:
             packet, fds = recv_packet(self._ours[socket_id], NOWAIT)
@@ -71,7 +71,8 @@ class Sockets:
             raise wire.Malformed("descriptors came on a timeline's socket")
         if packet:
             return wire.decode_timeline(packet)
-        if not events & select.EPOLLHUP:
+        # The event that brought us here may be older than the hang-up: what it was about can have been taken by a sweep.
+        if not is_hung_up(self._ours[socket_id].fileno()):
             raise wire.Malformed("an empty packet")
         return None
 
