@@ -86,22 +86,23 @@ Fence = Point | Array
 class Line:
     """A timeline."""
 
-    def __init__(self, context: int) -> None:
+    def __init__(self, context: int, now: int) -> None:
         self.context = context
         self.value = 0
+        self.advanced = now
         self.points: dict[int, Point] = {}
-        self.failed: dict[int, int] = {}
 
-    def fence(self, seqno: int, now: int) -> Point:
+    def fence(self, seqno: int) -> Point:
         point = self.points.get(seqno)
         if point is None:
             point = self.points[seqno] = Point(self.context, seqno)
             if seqno <= self.value:
-                point.status, point.when = 1, now
+                point.status, point.when = 1, self.advanced  # born signalled
         return point
 
     def advance(self, value: int, now: int, error: int = 0) -> None:
-        self.value = max(self.value, value)
+        if value > self.value:
+            self.value, self.advanced = value, now
         for seqno, point in self.points.items():
             if seqno <= value and not point.status:
                 point.status, point.when = (-error if error and seqno == value else 1), now
@@ -306,20 +307,23 @@ class Machine(RuleBasedStateMachine):
 
     def add(self, timeline: Timeline) -> None:
         fd = timeline.fence(0)
-        line = Line(libsync.sync_file_info(fd).context)
+        line = Line(libsync.sync_file_info(fd).context, self.now)
         self.lines.append((timeline, line))
-        self.keep(fd, line.fence(0, self.now))
+        self.keep(fd, line.fence(0))
 
     @rule()
     def create_raw(self) -> None:
+        self.now += 1
         self.add(Raw())
 
     @rule()
     def create_object(self) -> None:
+        self.now += 1
         self.add(Object(self.broker))
 
     @rule(data=st.data())
     def create_remote(self, data: Any) -> None:
+        self.now += 1
         if len(self.producers) < 2:
             self.producers.append(self.nursery.start())
         self.add(Remote(self.pick(data, self.producers), self.now))
@@ -329,7 +333,7 @@ class Machine(RuleBasedStateMachine):
     def fence(self, data: Any, ahead: int) -> None:
         timeline, line = self.pick(data, self.lines)
         value = max(0, line.value + ahead)
-        self.keep(timeline.fence(value), line.fence(value, self.now))
+        self.keep(timeline.fence(value), line.fence(value))
 
     @precondition(lambda self: self.lines)
     @rule(data=st.data(), n=st.integers(0, 4))
@@ -346,7 +350,7 @@ class Machine(RuleBasedStateMachine):
         # A point that is exported only afterwards has the error too.
         exported = seqno in line.points
         timeline.fail(seqno, error)
-        point = line.fence(seqno, self.now)
+        point = line.fence(seqno)
         line.advance(seqno, self.now, error)
         if not exported:
             assert point.status == -error
@@ -446,8 +450,7 @@ class Machine(RuleBasedStateMachine):
             self.compare(fd, fence)
             for leaf, member in zip(fence.leaves, libsync.sync_file_info(fd).fences, strict=True):
                 assert bool(member.timestamp_ns) == bool(leaf.status)
-                # What was born signalled has the time of the advance that passed it, which this model does not keep.
-                if leaf.status and leaf.seqno:
+                if leaf.status:
                     stamps.setdefault(leaf.when, []).append(member.timestamp_ns)
         self.now += 1
         for timeline, line in self.lines:
