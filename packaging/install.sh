@@ -34,8 +34,8 @@ export PYTHONPATH=$PWD:$PWD/daemon PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VER
 options=(--without-pip --symlinks)
 [[ $SYSTEM_SITE == no ]] || options+=(--system-site-packages)
 env -u PYTHONPATH "$PYTHON" -m venv "${options[@]}" "$stage$lib"
-env -u PYTHONPATH "$RUN" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/wheel" .
-env -u PYTHONPATH "$RUN" -m pip --python "$stage$lib/bin/python3" install --quiet --no-compile --no-warn-script-location "$work"/wheel/*.whl
+env -u PYTHONPATH "$RUN" -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir "$work/wheel" .
+env -u PYTHONPATH "$RUN" -m pip --python "$stage$lib/bin/python3" install -qq --no-compile --no-warn-script-location "$work"/wheel/*.whl
 interpreter=$(readlink -f "$stage$lib/bin/python3")
 case $interpreter in
     /home/* | /root/* | /run/user/*)

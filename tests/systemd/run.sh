@@ -8,7 +8,7 @@
 # Exit code 77 where it cannot run, with a last line that says why.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-: "${RUN:=.venv/bin/python}" "${CACHE:=${XDG_CACHE_HOME:-$HOME/.cache}/fencebroker}" "${TESTARGS:=}"
+: "${RUN:=.venv/bin/python}" "${CACHE:=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/fencebroker}" "${TESTARGS:=}"
 RUN=$(cd "$(dirname "$RUN")" && pwd)/${RUN##*/}
 export RUN
 
@@ -35,7 +35,7 @@ if [[ $(cat "$base.done" 2>/dev/null) != "$packages" ]]; then
     debootstrap --variant=minbase --include=$packages "$suite" "$base" >"$base.log" 2>&1 ||
         { tail -n 5 "$base.log" >&2; exit 1; }
     # pytest is pure Python: any version's copy serves the one inside.
-    "$RUN" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target "$base/opt/pytest" pytest
+    "$RUN" -m pip install -qq --disable-pip-version-check --root-user-action=ignore --target "$base/opt/pytest" pytest
     echo "$packages" >"$base.done"
 fi
 
