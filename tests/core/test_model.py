@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from fencebrokerd.core.fence import Fence
 
-EXAMPLES: Final = int(os.environ.get("FENCEBROKER_TEST_EXAMPLES", "150"))
+EXAMPLES: Final = int(os.environ.get("FENCEBROKER_TEST_EXAMPLES", "300"))
 STEPS: Final = 50
 SMALL: Final = st.integers(0, 9)
 SEQNO: Final = st.integers(0, 6)

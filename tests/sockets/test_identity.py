@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import socket
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ from fencebroker.fds import OwnedFd, new_fence_eventfd, recv_packet, send_packet
 from fencebrokerd.core import effects as fx
 from fencebrokerd.shell.identity import LAZY, RECENT, Identity
 from tests.helpers import descriptors, eventfd_id, not_run
+from tests.sockets.scarcity import descriptors_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -233,13 +233,8 @@ def test_at_the_descriptor_limit_it_answers_all_the_same(identity: Identity, mak
     fds = [make() for _ in range(2 * RECENT)]
     for handle, fd in enumerate(fds, 1):
         identity.add_eventfd(handle, fd)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.ExitStack() as stack, OwnedFd(os.dup(fds[0])) as copy, OwnedFd(os.open("/dev/null", os.O_RDONLY)) as foreign:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()) + 3, hard))
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        with contextlib.suppress(OSError):
-            while True:
-                stack.callback(os.close, os.dup(0))
+    null = os.open("/dev/null", os.O_RDONLY)
+    with OwnedFd(os.dup(fds[0])) as copy, OwnedFd(null) as foreign, descriptors_left(0):
         reference = identity.identify(copy.fileno())
         assert reference == fx.KnownFence(1, 0) or (isinstance(reference, fx.Foreign) and "descriptor limit" in reference.what)
         assert isinstance(identity.identify(foreign.fileno()), fx.Foreign)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import resource
 import signal
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from fencebroker.fds import OwnedFd, peek_status
+from fencebroker.fds import peek_status
 from fencebrokerd.shell.eventfds import GUARD_SECONDS, Eventfds
 from fencebrokerd.shell.identity import Identity
 from tests.helpers import descriptors
+from tests.sockets.scarcity import descriptors_left
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,13 +124,8 @@ def test_the_timer_is_off_afterwards(eventfds: Eventfds) -> None:
 
 def test_what_the_kernel_refuses_leaves_nothing(eventfds: Eventfds) -> None:
     before = descriptors()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 6, hard))
-    try:
-        with pytest.raises(OSError, match="Too many open files") as refused:
-            eventfds.create(1, 50)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with descriptors_left(6), pytest.raises(OSError, match="Too many open files") as refused:
+        eventfds.create(1, 50)
     assert refused.value.errno == errno.EMFILE
     assert len(eventfds) == 0
     assert descriptors() == before
@@ -140,18 +135,6 @@ def test_what_the_kernel_refuses_leaves_nothing(eventfds: Eventfds) -> None:
 def test_at_the_descriptor_limit_a_forged_count_is_reported_not_raised(eventfds: Eventfds) -> None:
     eventfds.create(1, 2)
     os.eventfd_write(fd_of(eventfds, 1), 1)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fill = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()) + 3, hard))
-    try:
-        while True:
-            try:
-                fill.append(OwnedFd(os.dup(0)))
-            except OSError:
-                break
+    with descriptors_left(0):
         assert eventfds.signal([1, 2], 1, uid_of) == ([1], [])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in fill:
-            fd.close()
     assert peek_status(fd_of(eventfds, 2)) == 1
