@@ -28,15 +28,17 @@ fi
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 base=$CACHE/$suite
 packages=systemd,systemd-sysv,dbus,python3,libpam-systemd,procps
-if [[ $(cat "$base.done" 2>/dev/null) != "$packages" ]]; then
+tools=(pytest pip hatchling markdown-it-py)
+if [[ $(cat "$base.done" 2>/dev/null) != "$packages ${tools[*]}" ]]; then
     echo "making a bare Debian $suite in $base (about a minute, 300 MB)"
     rm -rf "$base"
     mkdir -p "$CACHE"
     debootstrap --variant=minbase --include=$packages "$suite" "$base" >"$base.log" 2>&1 ||
         { tail -n 5 "$base.log" >&2; exit 1; }
-    # pytest is pure Python: any version's copy serves the one inside.
-    "$RUN" -m pip install -qq --disable-pip-version-check --root-user-action=ignore --target "$base/opt/pytest" pytest
-    echo "$packages" >"$base.done"
+    # What the tests inside run in, and what make install builds with there.
+    /usr/bin/python3 -m venv --without-pip --symlinks "$base/opt/venv"
+    "$RUN" -m pip --python "$base/opt/venv/bin/python3" install -qq --disable-pip-version-check --root-user-action=ignore "${tools[@]}"
+    echo "$packages ${tools[*]}" >"$base.done"
 fi
 
 began=$SECONDS
@@ -44,34 +46,31 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/fencebroker-systemd.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 step() { printf '%4d s  %s\n' $((SECONDS - began)) "$1"; }
 
+# Everything that is fetched is fetched once; the machine inside has no network.
+mkdir "$work/test" "$work/test/wheels"
+"$RUN" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' >"$work/needs"
+"$RUN" -m pip --python /usr/bin/python3 wheel -qq --disable-pip-version-check --wheel-dir "$work/test/wheels" -r "$work/needs"
+export PIP_NO_INDEX=1 PIP_FIND_LINKS=$work/test/wheels
+
+mkdir "$work/test/tree" "$work/next"
+tar -c --exclude=./.venv --exclude=./.git --exclude='./.*_cache' --exclude=./dist . | tar -x -C "$work/test/tree"
 # The next version: the same tree with another number.
-mkdir "$work/next" "$work/test"
-tar -c --exclude=./.venv --exclude=./.git --exclude='./.*_cache' --exclude=./dist . | tar -x -C "$work/next"
+cp -a "$work/test/tree/." "$work/next"
 sed -i 's/^__version__ = .*/__version__ = "99.0.0"/' "$work/next/fencebroker/__init__.py"
 OUT=$work/test/this packaging/deb.sh >/dev/null
 OUT=$work/test/next "$work/next/packaging/deb.sh" >/dev/null
 step 'two packages'
-cp -a "$base" "$work/root"
-# Into a Debian as it is, so that the list has what was not there before; what it names is unpacked when it is its turn.
-cp -a "$work/root" "$work/tree"
-DESTDIR=$work/tree PREFIX=/usr/local PYTHON=/usr/bin/python3 packaging/install.sh >/dev/null
-tar -C "$work/tree" -cf "$work/test/installed.tar" --no-recursion -T <(sed 's|^/||' "$work/tree/usr/local/lib/fencebroker/installed")
-rm -rf "$work/tree"
-step 'make install'
 
+cp -a "$base" "$work/root"
+"$RUN" -m pip --python "$work/root/opt/venv/bin/python3" install -qq --disable-pip-version-check --root-user-action=ignore -r "$work/needs"
 # A machine that is thrown away need not be safe against a loss of power.
 echo force-unsafe-io >"$work/root/etc/dpkg/dpkg.cfg.d/unsafe-io"
-install -D -t "$work/test/tests" tests/__init__.py
-install -D -t "$work/test/tests/systemd" tests/systemd/__init__.py
-cp -a tests/systemd/inside "$work/test/tests/systemd/"
-cp -a packaging/uninstall.sh "$work/test/"
-install -d "$work/root/opt"
 mv "$work/test" "$work/root/opt/test"
 cat >"$work/root/opt/test/run" <<END
 #!/bin/bash
-export PYTHONPATH=/opt/pytest:/opt/test PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8
-cd /opt/test/tests/systemd/inside
-exec /usr/bin/python3 -m pytest -c pytest.ini -p no:cacheprovider --color=no -ra --durations=5 $TESTARGS
+export PYTHONPATH=/opt/test/tree PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8
+cd /opt/test/tree/tests/systemd/inside
+exec /opt/venv/bin/python3 -m pytest -c pytest.ini --confcutdir=. -p no:cacheprovider --color=no -ra --durations=5 $TESTARGS
 END
 chmod +x "$work/root/opt/test/run"
 code=0

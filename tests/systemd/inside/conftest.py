@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +13,8 @@ from tests.systemd.inside.machine import Holder, run
 
 def pytest_configure() -> None:
     """Make two users: ada will be a member of the group that may connect, bob will not."""
+    # What runs from here on is what is installed, not the tree that the tests are in.
+    os.environ.pop("PYTHONPATH", None)
     for name in ("ada", "bob"):
         run("useradd", "--create-home", "--shell", "/bin/bash", name)
 

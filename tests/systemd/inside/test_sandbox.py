@@ -13,7 +13,7 @@ import pytest
 
 from tests.systemd.inside.machine import LIMIT, broker, files_allowed, run, show
 
-PROBE = Path("/opt/test/tests/systemd/inside/probe.py")
+PROBE = Path("/opt/test/tree/tests/systemd/inside/probe.py")
 OUT = Path("/opt/test/probe.json")
 UNIT = Path("/run/systemd/system/fencebroker-probe.service")
 
