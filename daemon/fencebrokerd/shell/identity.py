@@ -10,6 +10,7 @@ A timeline's descriptor is known by SO_COOKIE: the same for every copy, differen
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -50,8 +51,9 @@ class Identity:
     def catch_up(self) -> None:
         """Read the oldest ids that are over the limit; called when everybody has been answered."""
         unread = self._unread
-        while len(unread) > LAZY:
-            self._read(next(iter(unread)))
+        with contextlib.suppress(OSError):  # no descriptor left to read them with: later
+            while len(unread) > LAZY:
+                self._read(next(iter(unread)))
 
     def _touch(self, handle: int, fd: int) -> None:
         recent = self._recent
