@@ -459,15 +459,15 @@ def test_a_counter_that_blocks_is_poisoned(start_broker: StartBroker, spawn: Spa
     assert broker.log().count("a sync_file of this user was made to block the broker") == 2  # one says so, one ends the session
 
 
-def lingering(stack: contextlib.ExitStack) -> int:
-    """A TCP socket whose close blocks for some seconds: unsent data and SO_LINGER, to a peer that does not read."""
+def lingering(stack: contextlib.ExitStack, seconds: int = 4) -> int:
+    """A TCP socket whose close blocks for so many seconds: unsent data and SO_LINGER, to a peer that does not read."""
     listener = stack.enter_context(socket.socket())
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     sender = socket.create_connection(listener.getsockname())
     stack.enter_context(listener.accept()[0])
-    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 4))
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))
     sender.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -556,6 +556,53 @@ def test_descriptors_that_do_not_fit(start_limited: Callable[..., BrokerProcess]
             fence.wait(LIMIT)
         while descriptors_of(broker.pid) > there:
             pass
+
+
+def test_a_table_that_is_full_of_what_is_still_to_be_closed(start_limited: Callable[..., BrokerProcess]) -> None:
+    """A slow close holds up those behind it until no number is left: requests are refused or answered, signals arrive, nobody is lost."""
+    limit = 900
+    broker = start_limited(limit)
+    with contextlib.ExitStack() as stack, fb.connect(broker.path) as connection, connection.create_timeline("kept") as timeline:
+        fences = [stack.enter_context(fence) for fence in timeline.export_many(range(1, 301))]
+        shower = stack.enter_context(fb.connect(broker.path))
+        evil = [stack.enter_context(WireClient(broker.path)) for _ in range(3)]
+        there = descriptors_of(broker.pid)
+        broker.process.signal(signal.SIGSTOP)
+        plain = os.dup(0)
+        for client, n in zip(evil, (250, 250, limit - there - 503), strict=True):
+            slow = lingering(stack, 1)
+            client.say([2, wire.MERGE, [None] * n, "", False], [slow, *[plain] * (n - 1)])
+            os.close(slow)
+        os.close(plain)
+        broker.process.signal(signal.SIGCONT)
+        while descriptors_of(broker.pid) < limit - 10:
+            pass
+        refused = 0
+        for _ in range(20):  # the last numbers
+            try:
+                stack.enter_context(timeline.export(1000))
+            except fb.QuotaExceeded:
+                refused += 1
+        assert refused > 0
+        calls: list[Callable[[], object]] = [
+            lambda: connection.info(fences[3]),
+            lambda: connection.merge([fences[4], fences[5]]).close(),
+            lambda: timeline.export_many(range(300, 400)),
+            connection.create_timeline,
+            lambda: shower.info(fences[0].fileno()),
+        ]
+        for call in calls:
+            with contextlib.suppress(fb.QuotaExceeded, fb.NotASyncFile, fb.BrokerUnavailable):
+                call()
+        with contextlib.suppress(fb.QuotaExceeded, fb.BrokerUnavailable):
+            fb.connect(broker.path).close()
+        timeline.advance(2)
+        fences[1].wait(LIMIT)
+        assert descriptors_of(broker.pid) > limit - 20
+        while descriptors_of(broker.pid) > there + 100:
+            pass  # until the slow ones are closed
+        timeline.advance(1000)
+        fb.wait_all(fences, LIMIT)
 
 
 def test_nothing_is_left_here(broker: BrokerProcess) -> None:
