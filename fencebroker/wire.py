@@ -207,7 +207,9 @@ REQUESTS: Final[dict[int, Spec]] = {
         answered=False,
     ),
     LIST: Spec("list", (Field("kind", "one of " + ", ".join(KINDS), lambda x: type(x) is str and x in KINDS), CURSOR)),
-    LOOKUP: Spec("lookup", (Field("name", "str: name, name@N, uid/name, uid/name@N, context:seqno or #id", _text(2 * MAX_TIMELINE_NAME + 22)),)),
+    LOOKUP: Spec(
+        "lookup", (Field("name", "str: name, name@N, uid/name, uid/name@N, context:seqno or #id", _text(2 * MAX_TIMELINE_NAME + 22)),)
+    ),
     STATUS: Spec("status", ()),
     SUBSCRIBE: Spec("subscribe", ()),
     WAIT_START: Spec("wait_start", (REF,), descriptors=None),
