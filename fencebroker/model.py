@@ -70,6 +70,8 @@ class Limits:
     sync_files_share: float = 0.8
     #: A merge walks its members once; 1,024 keep that well under a millisecond.
     merge_members: int = 1024
+    #: A member costs up to 300 bytes while its merge is on record: these are 20 MiB, and four for each of 15,000 sync_files.
+    members_per_uid: int = 65_536
     #: Descriptors in flight count against the broker's own limit until the client reads them.
     unread_descriptors: int = 256
     #: What waits for one slow reader: an answer and a burst of events.  A larger queue would only delay its end.

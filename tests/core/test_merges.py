@@ -380,8 +380,8 @@ def test_containers_that_share_containers_are_listed_once(world: World, client: 
 
 
 def test_many_arrays_over_the_same_members_cost_each_membership_once(world: World, client: Client) -> None:
-    handles = [client.sync_file(f"crowd@{i}") for i in range(1, 301)]
-    arrays = [client.merge(*handles, any=True) for _ in range(300)]
+    handles = [client.sync_file(f"crowd@{i}") for i in range(1, 251)]
+    arrays = [client.merge(*handles, any=True) for _ in range(250)]
     line = client.create("crowd")
     world.advance(line, 1)
     assert {status(world, array) for array in arrays} == {1}

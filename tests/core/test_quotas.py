@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -102,6 +103,69 @@ def test_descriptors_in_all(make_world: MakeWorld) -> None:
     carol = world.connect(CAROL)
     refusal = refuse(world, lambda: carol.create("x"))
     assert (refusal.error, refusal.detail[0]) == (errno.EMFILE, "descriptors of the broker (timelines)")
+
+
+def test_members_of_merges_per_user(make_world: MakeWorld) -> None:
+    world = make_world(limits(members_per_uid=10))
+    client = world.connect(ALICE)
+    points = [client.sync_file(f"t{i}@1") for i in range(6)]
+    first, second = client.merge(*points[:4]), client.merge(*points[1:6])
+    refusal = refuse(world, lambda: client.merge(points[0], points[5]))
+    assert (refusal.error, refusal.detail) == (errno.EDQUOT, ("members of merges per user", 10, 9))
+    client.sync_file("t9@1", expiry=5)
+    refuse(world, lambda: client.sync_file("t9@2", expiry=5))
+    client.merge(points[0], points[0])  # is that point itself
+    client.merge(fx.DetachedFence(1), fx.DetachedFence(1))
+    world.connect(BOB).merge(world.reference(points[0]), world.reference(points[1]), any=True)
+    client.release(first)
+    client.merge(*points[:4])
+    refuse(world, lambda: client.merge(second, points[0]))
+
+
+def test_merges_kept_only_in_case_somebody_asks_give_way(make_world: MakeWorld) -> None:
+    world = make_world(limits(members_per_uid=10))
+    client = world.connect(ALICE)
+    lines = [client.create() for _ in range(4)]
+    for seqno in range(1, 50):
+        points = [client.export(line, seqno) for line in lines]
+        merged = client.merge(*points)
+        for line in lines:
+            world.advance(line, seqno)
+        assert world.eventfds[merged] == 1
+        client.release(*points, merged, exposed=True)
+        assert world.state.account(ALICE).members <= 10
+
+
+def test_a_merge_of_what_gives_way_for_it(make_world: MakeWorld) -> None:
+    world = make_world(limits(members_per_uid=5))
+    client = world.connect(ALICE)
+    lines = [client.create() for _ in range(2)]
+    failed = client.merge(*[client.export(line, 1) for line in lines], name="failed")
+    world.fail(lines[0], 1, errno.EIO)
+    world.fail(lines[1], 1, errno.EIO)
+    shown = world.reference(failed)
+    client.release(failed, exposed=True)
+    client.merge(client.export(lines[0], 5), client.export(lines[1], 5))
+    merged = client.merge(shown, client.export(lines[0], 9))
+    world.advance(lines[0], 9)
+    assert world.eventfds[merged] == -errno.EIO
+
+
+def test_many_large_merges_cost_no_more_than_the_table_says() -> None:
+    world = World(Limits())
+    client = world.connect(ALICE)
+    points = [client.sync_file(f"t{i}@1") for i in range(1024)]
+    client.release(client.merge(*points))
+    tracemalloc.start()
+    try:
+        for _ in range(64):
+            client.merge(*points, any=True)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 20 * 1024 * 1024
+    assert refuse(world, lambda: client.merge(*points)).detail[0] == "members of merges per user"
+    world.end()
 
 
 def test_opening_a_timeline_needs_room_too(make_world: MakeWorld) -> None:

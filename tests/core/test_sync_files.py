@@ -330,7 +330,7 @@ def test_a_charge_is_released_once() -> None:
     account = Account(1)
     for slot in Slot:
         charge = Charge(account, slot)
-        assert [account.sessions, account.timelines, account.sync_files].count(1) == 1
+        assert [account.sessions, account.timelines, account.sync_files, account.members].count(1) == 1
         charge.release()
         assert account.is_empty
         with pytest.raises(AssertionError, match="released twice"):

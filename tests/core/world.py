@@ -243,6 +243,7 @@ class World:
             assert account.sessions == sum(1 for session in state.sessions.values() if session.uid == uid)
             assert account.timelines == sum(1 for timeline in state.timelines.values() if timeline.uid == uid)
             assert account.sync_files == sum(1 for sync_file in state.sync_files.values() if sync_file.uid == uid)
+            assert account.members == sum(f.charge.n for f in state.fences.values() if isinstance(f, Array) and f.uid == uid)
         self._check_fences()
 
     def _check_fences(self) -> None:
@@ -396,7 +397,7 @@ def table(state: State) -> dict[str, Any]:
     return {
         "next": (state.next_context, state.next_socket, state.next_fence, state.next_handle, state.n_signalled),
         "accounts": {
-            uid: (account.sessions, account.timelines, account.sync_files, list(account.retained), list(account.returned))
+            uid: (account.sessions, account.timelines, account.sync_files, account.members, list(account.retained), list(account.returned))
             for uid, account in state.accounts.items()
             if not account.is_empty
         },

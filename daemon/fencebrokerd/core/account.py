@@ -17,6 +17,7 @@ class Slot(Enum):
     SESSIONS = "sessions"
     TIMELINES = "timelines"
     SYNC_FILES = "sync_files"
+    MEMBERS = "members"
 
 
 class Account:
@@ -26,42 +27,46 @@ class Account:
     whose fence has signalled; both oldest first.
     """
 
-    __slots__ = ("retained", "returned", "sessions", "sync_files", "timelines", "uid")
+    __slots__ = ("members", "retained", "returned", "sessions", "sync_files", "timelines", "uid")
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
         self.sessions = 0
         self.timelines = 0
         self.sync_files = 0
+        self.members = 0
         self.retained: dict[int, None] = {}
         self.returned: dict[int, None] = {}
 
     @property
     def is_empty(self) -> bool:
-        return not (self.sessions or self.timelines or self.sync_files or self.retained or self.returned)
+        return not (self.sessions or self.timelines or self.sync_files or self.members or self.retained or self.returned)
 
 
 class Charge:
-    """One unit of one slot of one account, from its making until ``release``."""
+    """So many units of one slot of one account, from its making until ``release``."""
 
-    __slots__ = ("_account", "_slot")
+    __slots__ = ("_account", "_slot", "n")
 
-    def __init__(self, account: Account, slot: Slot) -> None:
+    def __init__(self, account: Account, slot: Slot, n: int = 1) -> None:
         self._account: Account | None = account
         self._slot = slot
-        self._add(account, 1)
+        self.n = n
+        self._add(account, n)
 
     def release(self) -> None:
         """Give it back; a second time is a bug of the broker."""
         account, self._account = self._account, None
         if account is None:
             raise AssertionError(f"a charge of {self._slot.value} was released twice")
-        self._add(account, -1)
+        self._add(account, -self.n)
 
     def _add(self, account: Account, n: int) -> None:
         if self._slot is Slot.SYNC_FILES:
             account.sync_files += n
         elif self._slot is Slot.TIMELINES:
             account.timelines += n
+        elif self._slot is Slot.MEMBERS:
+            account.members += n
         else:
             account.sessions += n

@@ -95,10 +95,11 @@ class Array(Fence):
     ``members`` is a set in order.  ``error`` is the first error among them so far, 0 for none.
     """
 
-    __slots__ = ("any", "error", "members", "n_pending")
+    __slots__ = ("any", "charge", "error", "members", "n_pending")
 
-    def __init__(self, id: int, context: int, members: tuple[Fence, ...], any: bool, uid: int, created: int) -> None:
+    def __init__(self, id: int, context: int, members: tuple[Fence, ...], any: bool, uid: int, created: int, charge: Charge) -> None:
         super().__init__(id, context, 1, uid, created)
+        self.charge = charge
         self.members = dict.fromkeys(members)
         self.any = any
         self.n_pending = sum(1 for member in members if not member.status)

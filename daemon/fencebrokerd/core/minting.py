@@ -10,7 +10,7 @@ from fencebroker.errors import Refusal
 from fencebroker.model import OK, U64_MAX, Point, check_driver_name, check_timeline_name, parse_point
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
-from fencebrokerd.core.fence import Fence, Stub, SyncFile
+from fencebrokerd.core.fence import Array, Fence, Stub, SyncFile
 from fencebrokerd.core.merge import Plan, plan_all, plan_any, unwrap
 from fencebrokerd.core.signalling import cancel, completed, forget, forget_if_unused, signal
 from fencebrokerd.core.timeline import READ, WRITE, Timeline
@@ -255,9 +255,30 @@ def merge(turn: Turn, refs: Sequence[int | None], references: Sequence[fx.Refere
     n_members = len(unwrap(fences, any))
     if n_members > limit:
         raise Refusal(errno.EINVAL, f"fences must have at most {limit} members when unwrapped, not {n_members}")
-    fence = _build(turn, plan_any(fences) if any else plan_all(fences), any)
+    plan = plan_any(fences) if any else plan_all(fences)
+    _check_members(turn, len(plan.members))
+    fence = _build(turn, plan, any)
     handle = carry(turn, fence, name)
     turn.answer(handle, fence.context, fence.shown_seqno, handles=(handle,))
+
+
+def _check_members(turn: Turn, n: int) -> None:
+    """Refuse when ``n`` more members of merges do not fit.  Merges that are only kept in case somebody asks give way."""
+    account, limit = turn.state.account(turn.session.uid), turn.limits.members_per_uid
+    excess = account.members + n - limit
+    if not n or excess <= 0:
+        return
+    kept = (fence for id in account.retained if isinstance(fence := turn.state.fences[id], Array))
+    given = []
+    for array in kept:
+        given.append(array)
+        excess -= array.charge.n
+        if excess <= 0:
+            break
+    else:
+        turn.refuse(errno.EDQUOT, "members of merges per user", limit, account.members, n)
+    for array in given:
+        forget(turn, array)
 
 
 def _build(turn: Turn, plan: Plan, any: bool) -> Fence:
@@ -292,6 +313,8 @@ def sync_file(turn: Turn, text: str, expiry: int | None) -> None:
     session, state = turn.session, turn.state
     uid = uid_of(turn, point.user)
     turn.check_sync_files(1)
+    if expiry is not None:
+        _check_members(turn, 1)  # an expiry of its own is an array of one
     timeline = state.names.get((uid, point.timeline))
     if timeline is not None and timeline.allows(session.uid, session.gid, session.groups, READ):
         fence = mint(turn, timeline, point.seqno, session.uid)

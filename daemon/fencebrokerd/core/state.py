@@ -83,7 +83,7 @@ class State:
         for account in self.accounts.values():
             if not account.is_empty:
                 raise AssertionError(
-                    f"the account of uid {account.uid} is not empty: {account.sessions} {account.timelines} {account.sync_files}"
+                    f"the account of uid {account.uid} is not empty: {account.sessions} {account.timelines} {account.sync_files} {account.members}"
                 )
         for table in (self.sessions, self.timelines, self.names, self.sockets, self.fences, self.sync_files, self.placeholders):
             if table:
@@ -218,7 +218,8 @@ class State:
 
     def _array_created(self, event: e.ArrayCreated) -> None:
         members = tuple(self.fences[member] for member in event.members)
-        array = Array(event.fence, event.context, members, event.any, event.uid, event.at)
+        charge = Charge(self.account(event.uid), Slot.MEMBERS, len(members))
+        array = Array(event.fence, event.context, members, event.any, event.uid, event.at, charge)
         self._use_context(event.context)
         for member in members:
             if not member.status:
@@ -304,6 +305,7 @@ class State:
             if not fence.status:
                 timeline.n_active -= 1
         elif isinstance(fence, Array):
+            fence.charge.release()
             if not fence.status:
                 self._unlink_array(fence)
         elif isinstance(fence, Placeholder) and not fence.status:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Container, Iterable
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from fencebroker.errors import Refusal
 from fencebrokerd.core import effects as fx
@@ -76,7 +76,7 @@ class Turn:
         pool = limits.descriptors - limits.descriptor_reserve - 2 * len(state.sessions) - len(state.sockets)
         share = int(pool * limits.sync_files_share)
         if account.sync_files + n > share and not self._make_room([account], account.sync_files + n - share, handles):
-            self._refuse(errno.EDQUOT, "sync_files per user", share, account.sync_files, n)
+            self.refuse(errno.EDQUOT, "sync_files per user", share, account.sync_files, n)
 
     def check_descriptors(self, n: int, what: str, keep: Container[int] = ()) -> None:
         """Refuse with EMFILE when the broker's descriptor limit less the reserve does not fit ``n`` more."""
@@ -85,7 +85,7 @@ class Turn:
         if used + n > room:
             accounts = sorted(self.state.accounts.values(), key=lambda account: len(account.returned), reverse=True)
             if not self._make_room(accounts, used + n - room, keep):
-                self._refuse(errno.EMFILE, f"descriptors of the broker ({what})", room, used, n)
+                self.refuse(errno.EMFILE, f"descriptors of the broker ({what})", room, used, n)
 
     def _make_room(self, accounts: Iterable[Account], n: int, keep: Container[int]) -> bool:
         """Let go of ``n`` descriptors that were given back and have signalled, oldest first; False, and nothing, if there are fewer."""
@@ -103,12 +103,13 @@ class Turn:
         limits, state = self.limits, self.state
         account = state.account(self.session.uid)
         if account.timelines >= limits.timelines_per_uid:
-            self._refuse(errno.EDQUOT, "timelines per user", limits.timelines_per_uid, account.timelines, 1)
+            self.refuse(errno.EDQUOT, "timelines per user", limits.timelines_per_uid, account.timelines, 1)
         if len(state.timelines) >= limits.timelines:
-            self._refuse(errno.EDQUOT, "timelines in all", limits.timelines, len(state.timelines), 1)
+            self.refuse(errno.EDQUOT, "timelines in all", limits.timelines, len(state.timelines), 1)
         self.check_descriptors(2, "timelines")
 
-    def _refuse(self, error: int, quota: str, limit: int, used: int, n: int) -> None:
+    def refuse(self, error: int, quota: str, limit: int, used: int, n: int) -> NoReturn:
+        """Refuse for a quota."""
         raise Refusal(error, f"{quota}: {used} of {limit} are in use and {n} more do not fit", (quota, limit, used))
 
     @property
