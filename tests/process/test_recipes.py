@@ -23,8 +23,17 @@ RECIPES: Final = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", PAG
 
 def test_the_page_has_its_recipes() -> None:
     """Every block of code has its output, and every loop its recipe."""
-    assert len(RECIPES) == PAGE.count("```python") == 6
-    for word in ("select.select", "selectors.DefaultSelector", "aio.wait", "add_reader", "wait_readable", "ProcessPoolExecutor"):
+    assert len(RECIPES) == PAGE.count("```python") == 8
+    for word in (
+        "select.select",
+        "selectors.DefaultSelector",
+        "aio.wait",
+        "add_reader",
+        "wait_readable",
+        "pass_fds",
+        "set_deadline",
+        "ProcessPoolExecutor",
+    ):
         assert sum(word in program for program, _ in RECIPES) >= 1, word
 
 
