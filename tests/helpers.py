@@ -311,13 +311,14 @@ class Child:
 
     def kill(self) -> None:
         """Kill it and everything it started, and wait until they are gone."""
-        if self.process.poll() is None or _group_exists(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-        self.process.wait(LIMIT)
+        if self.process.poll() is None:
+            # Not waited for yet: its number, and so its group's, cannot be anybody else's.
+            os.killpg(self.pid, signal.SIGKILL)
+            self.process.wait(LIMIT)
         # Its own children became ours when it died (see ``adopt_orphans`` in conftest.py).
         while members := _children_in_group(self.pid):
             for pid in members:
+                os.kill(pid, signal.SIGKILL)
                 wait_gone(pid)
 
     def close(self) -> None:
@@ -340,14 +341,6 @@ def _children_in_group(group: int) -> list[int]:
             if os.getpgid(child.pid) == group:
                 found.append(child.pid)
     return found
-
-
-def _group_exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 class Spawn:
