@@ -7,7 +7,7 @@
 # mount; no systemd on the host.  There is no memory or pids controller in there: MemoryMax= and TasksMax= have no effect.
 set -euo pipefail
 root=$1 script=$2
-limit=${LIMIT:-170}
+limit=${LIMIT:-420}
 
 cat >"$root/etc/systemd/system/test-run.service" <<U
 [Unit]

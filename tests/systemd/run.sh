@@ -27,7 +27,7 @@ fi
 
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 base=$CACHE/$suite
-packages=systemd,systemd-sysv,dbus,python3,libpam-systemd,procps
+packages=systemd,systemd-sysv,dbus,python3,libpam-systemd
 tools=(pytest pip hatchling markdown-it-py)
 if [[ $(cat "$base.done" 2>/dev/null) != "$packages ${tools[*]}" ]]; then
     echo "making a bare Debian $suite in $base (about a minute, 300 MB)"
