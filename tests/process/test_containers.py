@@ -93,7 +93,7 @@ def test_a_client_inside_is_seen_as_who_it_is_outside(
 def test_a_client_that_the_broker_inside_cannot_see_has_pid_0(spawn: Spawn, folder: str, who: str) -> None:
     broker, env = start_broker_in(spawn, folder, "-Upnr", "--mount-proc")
     client = spawn([sys.executable, who], env=env)
-    assert seen(client.finish()) == (client.pid, os.getuid(), 0, "?")
+    assert seen(client.finish()) == (client.pid, os.getuid(), 0, "who.py")
     stop_broker_in(broker)
 
 
@@ -108,7 +108,7 @@ def test_a_user_that_the_broker_inside_does_not_know_is_refused(spawn: Spawn, fo
 def test_it_is_served_if_the_broker_is_told_to(spawn: Spawn, folder: str, who: str) -> None:
     broker, env = start_broker_in(spawn, folder, "-Upn", env={"FENCEBROKERD_ALLOW_OVERFLOW_UID": "true"})
     client = spawn([sys.executable, who], env=env)
-    assert seen(client.finish()) == (client.pid, os.getuid(), 0, "?")
+    assert seen(client.finish()) == (client.pid, os.getuid(), 0, "who.py")
     stop_broker_in(broker)
 
 
