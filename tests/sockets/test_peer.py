@@ -191,6 +191,20 @@ def test_large_packets_unread_never_make_it_count_too_few(make: Callable[..., En
     assert ends.peer.unread == 16
 
 
+@pytest.mark.parametrize("size", [64, 200, 1_000, 5_000, 12_500, 16_384])
+def test_large_packets_unread_are_not_taken_for_descriptors(make: Callable[..., Ends], fence: int, size: int) -> None:
+    ends = make(limit_descriptors=16)
+    for _ in range(4):
+        ends.peer.send(b"x", [fence] * 4, now=5)
+        ends.take()
+    for _ in range(4):
+        ends.peer.send(b"x" * size, [], now=5)
+        ends.peer.send(b"x", [fence] * 4, now=5)
+    assert ends.peer.unread == 16
+    with pytest.raises(TooSlow):
+        ends.peer.send(b"x", [fence], now=5)
+
+
 def test_queued_descriptors_count_too(make: Callable[..., Ends], fence: int) -> None:
     ends = make(limit_descriptors=16)
     ends.fill()

@@ -2,8 +2,8 @@
 
 A session with unsent output is not read, so what it can make us keep is bounded by one answer and by the events it asked for.
 Descriptors that an unread answer carries count against the broker's own limit until the client takes them.  The kernel does not say how
-many those are, only how many bytes of its memory unread packets use (SIOCOUTQ).  Each uses at least its own length, and at least what a packet
-of one byte does: so the newest packets that fit into that number are taken for unread, which is exact for small answers and never too few.
+many those are, only how many bytes of its memory unread packets use (SIOCOUTQ).  What a packet of a given size uses is measured once; the
+newest packets that fit into that number are taken for unread, which is never too few.
 """
 
 from __future__ import annotations
@@ -66,12 +66,19 @@ def _comm(pid: int) -> str:
         return "?"
 
 
+def _cost_of(size: int) -> int:
+    """What a packet of ``size`` bytes uses of the kernel's memory while it is unread, or somewhat less."""
+    try:
+        return _measured_cost(max(1, size - size % 64))  # the kernel rounds up, in steps of its own
+    except OSError:
+        return size
+
+
 @functools.cache
-def _least_cost() -> int:
-    """What a packet of one byte uses of the kernel's memory while it is unread."""
+def _measured_cost(size: int) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        send_packet(ours, b"\0")
+        send_packet(ours, bytes(size), (), NOWAIT)
         return _bytes_unread(ours)
 
 
@@ -86,7 +93,6 @@ class Peer:
         "connected_at",
         "conversation",
         "credentials",
-        "least_cost",
         "limit_bytes",
         "limit_descriptors",
         "lost",
@@ -109,8 +115,7 @@ class Peer:
         self.limit_descriptors = limit_descriptors
         self.queue: deque[tuple[bytes, list[OwnedFd]]] = deque()
         self.queued_bytes = 0
-        self.least_cost = _least_cost()
-        #: Packets that may be unread, the newest last: what each uses of the kernel's memory at least, and its descriptors.
+        #: Packets that may be unread, the newest last: what each uses of the kernel's memory, and its descriptors.
         self.sent: deque[tuple[int, int]] = deque()
         #: Descriptors in ``sent`` and in ``queue``.
         self.unread = 0
@@ -150,7 +155,7 @@ class Peer:
         return len(self.queue) == 1
 
     def _note(self, size: int, n_descriptors: int) -> None:
-        self.sent.append((max(size, self.least_cost), n_descriptors))
+        self.sent.append((_cost_of(size), n_descriptors))
         if len(self.sent) > REMEMBERED:
             self._forget_taken()
 
