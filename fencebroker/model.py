@@ -175,7 +175,7 @@ class Event:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with what a terminal would obey written as an escape."""
+    """Return ``text`` with every character that is not printable written as Python would: control characters, line ends, reading directions."""
     return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -13,7 +13,7 @@ from fencebroker import BrokerUnavailable, FenceError, __version__
 from fencebroker.cli import details, health, listing, log, service, timeline, waiting
 from fencebroker.cli.command import Failure, Invocation, asks_broker
 from fencebroker.cli.output import OutputError
-from fencebroker.cli.render import escape
+from fencebroker.model import printable
 
 __all__ = ["cli", "main"]
 
@@ -117,5 +117,5 @@ def _say(text: str) -> None:
     """Write one line to standard error, if anybody is there."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"fencectl: {escape(text)}\n")
+            sys.stderr.write(f"fencectl: {printable(text)}\n")
             sys.stderr.flush()

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from fencebroker.cli.render import Table, escape, lines
+from fencebroker.cli.render import Table, lines
 from fencebroker.fds import OwnedFd
+from fencebroker.model import printable
 
 __all__ = ["Output", "OutputError"]
 
@@ -41,7 +42,7 @@ class Output:
     def line(self, text: str) -> None:
         """Write one line for a person."""
         if not self.as_json:
-            self._write(escape(text))
+            self._write(printable(text))
 
     def tables(self, *tables: Table) -> None:
         """Write tables for a person."""

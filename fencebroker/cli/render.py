@@ -1,7 +1,7 @@
 """Values -> text.  No I/O, no terminal: ``output`` decides how wide and how colourful it becomes.
 
 Rule
-  Names come from other processes.  Whatever is printed goes through ``escape``, so that no name can move a cursor, set a title, or read
+  Names come from other processes.  Whatever is printed goes through ``printable``, so that no name can move a cursor, set a title, or read
   from right to left; tables escape their cells themselves, so that no caller can forget it.
 """
 
@@ -13,16 +13,9 @@ from typing import Final, NamedTuple, TypeAlias
 
 from rich.cells import cell_len, set_cell_size
 
-from fencebroker.model import ACTIVE, OK, ProcessInfo
+from fencebroker.model import ACTIVE, OK, ProcessInfo, printable
 
-__all__ = ["Branch", "Cell", "Column", "Table", "branches", "escape", "facts", "lines", "process", "span", "state", "status_cell"]
-
-
-def escape(text: str) -> str:
-    """Write every character that is not printable as Python would: control characters, line ends, reading directions, odd spaces."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+__all__ = ["Branch", "Cell", "Column", "Table", "branches", "facts", "lines", "process", "span", "state", "status_cell"]
 
 
 # -- words
@@ -113,7 +106,7 @@ def lines(tables: Sequence[Table], width: int | None, paint: Callable[[str, str]
             yield ""
         indent = _GAP if table.title else ""
         if table.title:
-            yield paint(_cut(escape(table.title), width), "bold underline")
+            yield paint(_cut(printable(table.title), width), "bold underline")
         rows = [[_cell(cell) for cell in row] for row in table.rows]
         if table.header:
             rows.insert(0, [Cell(column.title, "bold") for column in table.columns])
@@ -126,7 +119,7 @@ def lines(tables: Sequence[Table], width: int | None, paint: Callable[[str, str]
 
 
 def _cell(cell: str | Cell) -> Cell:
-    return Cell(escape(cell.text), cell.style) if isinstance(cell, Cell) else Cell(escape(cell))
+    return Cell(printable(cell.text), cell.style) if isinstance(cell, Cell) else Cell(printable(cell))
 
 
 def _fit(widths: Sequence[int], shrinking: Sequence[int], room: int) -> list[int]:

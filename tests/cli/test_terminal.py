@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import fencebroker as fb
-from fencebroker.cli.render import Column, Table, escape, facts, lines, span, state
+from fencebroker.cli.render import Column, Table, facts, lines, span, state
+from fencebroker.model import printable
 from tests.cli.conftest import FENCECTL, Fencectl, Scene, Terminal
 from tests.helpers import complaints
 
@@ -113,8 +114,8 @@ def test_no_argument_gets_through_to_the_error(fencectl: Fencectl, arguments: li
 
 
 def test_escaping() -> None:
-    assert escape("plain, ünïcode, 日本, 🎥") == "plain, ünïcode, 日本, 🎥"
-    assert escape("\x1b[0m\n\t\x00\x7f\x9b\u202e\ud800\U000e0001") == r"\x1b[0m\n\t\x00\x7f\x9b\u202e\ud800\U000e0001"
+    assert printable("plain, ünïcode, 日本, 🎥") == "plain, ünïcode, 日本, 🎥"
+    assert printable("\x1b[0m\n\t\x00\x7f\x9b\u202e\ud800\U000e0001") == r"\x1b[0m\n\t\x00\x7f\x9b\u202e\ud800\U000e0001"
 
 
 # Words
