@@ -467,6 +467,7 @@ def test_closing_in_threads(broker: BrokerProcess) -> None:
                 del fences
             (await timeline.export(1)).close()
             # Another session asks, and nothing orders it after what this one tells: it asks until it has been told.
+            left = -1
             for _ in range(1000):
                 left = (await broker_status(broker))["sync_files"]
                 if not left:
