@@ -42,7 +42,7 @@ def test_a_wait_returns_what_is_left_of_its_time(driver: Driver) -> None:
     started = time.monotonic()
     left = kernel.dma_fence_wait_timeout(fence, False, 60_000)
     took = (time.monotonic() - started) * 1000
-    assert 60_000 - took - 1 <= left <= 60_000  # how much of that time was the wait, only the wait knows
+    assert 60_000 - took - 1 <= left <= 60_000 - 20  # the waker comes after 50 ms; starting to wait takes far less than 30
     waker.join()
     for each in (fence, done, failed):
         kernel.dma_fence_put(each)
