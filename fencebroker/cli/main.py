@@ -13,6 +13,7 @@ from fencebroker import BrokerUnavailable, FenceError, __version__
 from fencebroker.cli import details, health, listing, log, service, timeline, waiting
 from fencebroker.cli.command import Failure, Invocation, asks_broker
 from fencebroker.cli.output import OutputError
+from fencebroker.cli.suggest import did_you_mean
 from fencebroker.model import printable
 
 __all__ = ["cli", "main"]
@@ -23,7 +24,18 @@ COMPLETE = "_FENCECTL_COMPLETE"
 FAILED, USAGE, TIMEOUT, NO_BROKER, INTERRUPTED, READER_GONE = 1, 2, 3, 4, 130, 141
 
 
+class Verbs(click.Group):
+    """The verbs; an unknown one is refused with those that are near."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb."""
+        if args and args[0].isalnum() and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(f"No such verb '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}", ctx)
+        return super().resolve_command(ctx, args)
+
+
 @click.group(
+    cls=Verbs,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 timeout, 4 no broker.\n\n"

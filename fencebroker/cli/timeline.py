@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from fencebroker.cli.command import Invocation, Verb, asks_broker, parsed, seqno, timeline_name, wants_json
+from fencebroker.cli.suggest import suggesting
 
 __all__ = ["advance"]
 
@@ -27,7 +28,7 @@ def advance(invocation: Invocation, name: str, n: int, verbose: bool) -> None:
     The timeline must have a name and let you write: one's own timelines always do, another's (user/name) if its mode has a "w" for you.
     A timeline that is at N or above stays as it is, and that is no error. Nothing is printed when all goes well.
     """
-    with invocation.connect() as broker, broker.open_timeline(name) as timeline:
+    with invocation.connect() as broker, suggesting(broker, name), broker.open_timeline(name) as timeline:
         before = timeline.value
         timeline.advance(n)
         broker._status()  # the message is one-way; after an answer to a later request it has been carried out
