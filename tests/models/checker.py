@@ -85,7 +85,7 @@ def explore(model: Model[S], limit: int = 2_000_000) -> Report:
                 if wrong := model.wrong_at_rest(state):
                     return report(state, wrong)
             if len(origin) > limit:
-                raise TooManyStates(f"more than {limit} states after {depth} steps, and {len(following)} still to be looked at")
+                raise TooManyStates(f"more than {limit} states after {depth + 1} steps, and {len(following)} still to be looked at")
         frontier = following
         depth += bool(following)
     return report(None, None)
