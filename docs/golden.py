@@ -1,7 +1,7 @@
 """One conversation, packet by packet: what clients say is written here, what the broker answers comes from its real core.
 
-The core is a function of what it is told, so the same words always give the same packets.  Only the two things that the shell adds stand
-here by hand, the answer to a hello and four lines of a status; a test compares all of it with a running broker.
+The core is a function of what it is told, so the same words always give the same packets.  Only what the shell adds stands here by hand:
+the answer to a hello, four lines of a status, and the ids of eventfds; a test compares all of it with a running broker.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ class _Recorder:
                 if is_status:
                     own = [["pid", BROKER_PID], ["version", SOFTWARE], ["uptime_ns", _HOUR], ["uid", BROKER_UID]]
                     effect.message[2] += own
+                for row in self._sync_files(effect.message):
+                    row.append(9000 + row[0])
                 self._add(self._letter(effect.session) + " ←", self._title(effect), effect.message, wire.encode(effect.message))
         if self._core.is_traced:
             self._publish()
@@ -130,6 +132,14 @@ class _Recorder:
             seen = [list(line) for line in lines if line.uid == client.uid and client.session in sessions]
             if seen:
                 self._add(f"{client.letter} ←", "events", [0, 0, seen], wire.encode([0, 0, seen]))
+
+    def _sync_files(self, answer: list[Any]) -> list[list[Any]]:
+        """The rows of sync_files in an answer to the last request; the shell adds their eventfds' ids."""
+        asked = self.packets[-1].message
+        if asked[1:3] == [wire.LIST, "sync_files"]:
+            rows: list[list[Any]] = answer[3]
+            return rows
+        return [answer[3]] if asked[1] == wire.LOOKUP and answer[2] == "sync_file" else []
 
     @staticmethod
     def _letter(session: int) -> str:
@@ -188,8 +198,11 @@ def conversation() -> Iterator[Packet]:
     r.ask(a, wire.WAIT_START, 9)
     r.tell(wire.ADVANCE, 12)
     r.ask(a, wire.WAIT_END, 29)
+    # What a timeline did of late, and what is given up because nobody holds it.
+    r.ask(a, wire.HISTORY, 1)
     # The end, which nobody answers.
     r.ask(a, wire.RELEASE, [4], [1, 2, 3])
+    r.ask(a, wire.RECLAIM, [1, 5])
     r.ask(a, wire.FORGET_TIMELINE, 1)
     # Another user, whose group may read camera0.
     r.connect(b)

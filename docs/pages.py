@@ -88,10 +88,8 @@ def _row(kind: str) -> str:
 def _type(name: str, hint: object) -> str:
     if name == "status":
         return "status"
-    if name in ("created_ns", "timestamp_ns"):
-        return "time"
-    if name.endswith("_ns"):
-        return "time or nil" if name != "expiry_ns" else "u64 or nil"
+    if name.endswith("_ns") and name != "expiry_ns":
+        return "time" if hint is int else "time or nil"
     return "u64" if hint is int else TYPES.get(str(hint)) or typing.cast("type", hint).__name__
 
 

@@ -159,6 +159,16 @@ def status() -> Request[dict[str, Any]]:
     return Request(wire.STATUS, (), lambda _, results, __: dict(results[0]))
 
 
+def history(context: int) -> Request[list[list[Any]]]:
+    """-> what happened to a timeline of late: time, what, seqno, status, process or None."""
+    return Request(wire.HISTORY, (context,), lambda _, results, __: results[0])
+
+
+def reclaim(handles: list[int]) -> Request[list[int]]:
+    """-> those of the handles that were given up."""
+    return Request(wire.RECLAIM, (handles,), lambda _, results, __: results[0])
+
+
 def subscribe() -> Request[None]:
     """-> nothing; events follow."""
     return Request(wire.SUBSCRIBE, (), lambda *_: None)

@@ -31,6 +31,12 @@ class TimelineRow(NamedTuple):
     n_descriptors: int  #: how many different descriptors of it are open; copies of one count once
     creator_alive: bool
     inodes: tuple[int, ...]  #: of those descriptors, as /proc/PID/fd shows them to whoever holds one; at most 16
+    advanced_ns: int  #: when the value last grew, or the timeline was made
+    oldest_ns: int | None  #: since when the oldest active point is waited for
+    n_fences: int  #: how many of its points were asked for, since it was made
+    n_signalled: int  #: how many of those were active and then signalled as OK
+    n_failed: int  #: how many of those were active and then failed
+    latencies: tuple[int, ...]  #: how long the n_signalled were active: a bucket and how many are in it, and so on
 
     @property
     def owner(self) -> ProcessInfo:
@@ -79,6 +85,7 @@ class SyncFileRow(NamedTuple):
     kind: str
     timeline: str | None
     timeline_uid: int | None
+    eventfd_id: int  #: as /proc/PID/fdinfo shows it to whoever holds the descriptor; 0: it could not be looked up
 
     @property
     def creator(self) -> ProcessInfo:
@@ -111,6 +118,7 @@ ROWS: Final[dict[str, type[Row]]] = {"timeline": TimelineRow, "fence": FenceRow,
 #: Columns that travel as lists.
 _NESTED: Final[dict[str, Callable[[list[Any]], tuple[Any, ...]]]] = {
     "inodes": tuple,
+    "latencies": tuple,
     "members": tuple,
     "owner": lambda owner: ProcessInfo(*owner),
 }

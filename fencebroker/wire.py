@@ -61,6 +61,8 @@ STATUS: Final = 15
 SUBSCRIBE: Final = 16
 WAIT_START: Final = 17
 WAIT_END: Final = 18
+HISTORY: Final = 19
+RECLAIM: Final = 20
 
 # Messages on a timeline's socket.
 ADVANCE: Final = 1
@@ -214,6 +216,8 @@ REQUESTS: Final[dict[int, Spec]] = {
     SUBSCRIBE: Spec("subscribe", ()),
     WAIT_START: Spec("wait_start", (REF,), descriptors=None),
     WAIT_END: Spec("wait_end", (Field("wait", "what wait_start answered with", _is_positive),), answered=False),
+    HISTORY: Spec("history", (CONTEXT,)),
+    RECLAIM: Spec("reclaim", (Field("handles", "list of at most 512 handles, of any session", _list_of(_is_positive, 0, 512)),)),
 }
 
 TIMELINE_OPS: Final[dict[int, Spec]] = {

@@ -17,6 +17,7 @@ from fencebroker.cli.command import Verb
 from fencebroker.cli.main import cli
 from fencebroker.rows import FenceRow, SessionRow, SyncFileRow, TimelineRow, read_row
 from tests.cli.conftest import Fencectl, Scene
+from tests.helpers import eventfd_id
 
 if TYPE_CHECKING:
     from tests.helpers import BrokerProcess
@@ -134,7 +135,10 @@ def test_the_columns_of_the_wire_mean_what_they_are_called(broker: BrokerProcess
         assert found == TimelineRow(
             context=timeline.context, name="camera0", driver="fencebroker", value=3, highest=9, n_active=1, pid=own.pid, uid=own.uid,
             comm=own.comm, created_ns=found.created_ns, mode=0o640, expiry_ns=50 * 10**9, n_descriptors=1, creator_alive=True, inodes=(inode,),
+            advanced_ns=found.advanced_ns, oldest_ns=found.oldest_ns, n_fences=2, n_signalled=0, n_failed=1, latencies=(),
         )  # fmt: skip
+        assert found.oldest_ns is not None
+        assert before < found.created_ns < found.oldest_ns < found.advanced_ns < after
         assert found.owner == own
 
         point: Any = row(connection, "camera0@9")
@@ -160,6 +164,7 @@ def test_the_columns_of_the_wire_mean_what_they_are_called(broker: BrokerProcess
             id=connection.info(three).id, name="three", status=-errno.EIO, context=timeline.context, seqno=3, pid=own.pid, uid=own.uid,
             comm=own.comm, created_ns=failed.created_ns, timestamp_ns=failed.timestamp_ns, tampered=False, is_open=True,
             fence=row(connection, "camera0@3").id, kind="point", timeline="camera0", timeline_uid=own.uid,
+            eventfd_id=eventfd_id(three.fileno()),
         )  # fmt: skip
         assert failed.creator == own
         assert row(connection, f"#{connection.info(same).id}").fence == row(connection, f"#{info.id}").fence == point.id

@@ -378,11 +378,18 @@ class Client:
             cursor, page = self.ask(wire.LIST, kind, cursor)
             assert page or not rows, "an empty page"
             rows += page
-        return [read_row(kind.removesuffix("s"), row) for row in rows]
+        return [_read(kind.removesuffix("s"), row) for row in rows]
 
     def lookup(self, name: str) -> Row:
-        kind, row = self.ask(wire.LOOKUP, name)
-        return read_row(kind, row)
+        return _read(*self.ask(wire.LOOKUP, name))
+
+    def history(self, line: Line) -> Sequence[tuple[Any, ...]]:
+        """What happened to a timeline: (time, what, seqno, status, process)."""
+        return [tuple(entry) for entry in self.ask(wire.HISTORY, line.context)[0]]
+
+    def reclaim(self, *handles: int) -> Sequence[int]:
+        taken: Sequence[int] = self.ask(wire.RECLAIM, [*handles])[0]
+        return taken
 
     def status(self) -> dict[str, int]:
         (pairs,) = self.ask(wire.STATUS)
@@ -390,6 +397,11 @@ class Client:
 
     def disconnect(self) -> None:
         self.world.run(self.world.broker.disconnect(self.session, self.world.tick()))
+
+
+def _read(kind: str, row: list[Any]) -> Row:
+    """Read a row; of a sync_file's, the eventfd's id is added by a shell."""
+    return read_row(kind, [*row, 9000 + row[0]] if kind == "sync_file" else row)
 
 
 def table(state: State) -> dict[str, Any]:
@@ -411,6 +423,8 @@ def table(state: State) -> dict[str, Any]:
                 timeline.value, timeline.advanced_at, timeline.highest, timeline.n_active, dict(timeline.failures),
                 dict(timeline.sockets), sorted(timeline.minters), timeline.creator, timeline.creator_alive,
                 {seqno: fence.id for seqno, fence in timeline.points.items()},
+                list(timeline.past.entries), timeline.past.n_fences, timeline.past.n_signalled, timeline.past.n_failed,
+                timeline.past.latencies,
                 sorted({seqno for seqno in timeline.pending if (f := timeline.points.get(seqno)) is not None and not f.status}),
             )
             for timeline in state.timelines.values()

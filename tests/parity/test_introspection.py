@@ -83,14 +83,14 @@ def test_debugfs_of_nothing_is_its_heads(quiet: fb.Broker) -> None:
 
 def test_debugfs_stays_one_line_per_line_and_takes_containers_apart() -> None:
     who = ProcessInfo(1, 1000, "evil\n\x1b[2J")
-    timeline = TimelineRow(5, None, "d", 2**40, 0, 1, *who, 0, 0o600, None, 1, True, ())
+    timeline = TimelineRow(5, None, "d", 2**40, 0, 1, *who, 0, 0o600, None, 1, True, (), 0, 0, 1, 0, 0, ())
 
     def fence(id: int, kind: str, seqno: int, members: tuple[int, ...] = (), status: int = 0) -> FenceRow:
         stamp = 12_000_000_034 if status else 0
         return FenceRow(id, kind, 1, 1000, who.comm, "d", status, stamp, 5, seqno, who, 0, None, None, None, None, members)
 
     def sync_file(id: int, fence: int) -> SyncFileRow:
-        return SyncFileRow(id, "na\nme", 0, 5, 1, *who, 0, 0, False, True, fence, "all", None, None)
+        return SyncFileRow(id, "na\nme", 0, 5, 1, *who, 0, 0, False, True, fence, "all", None, None, 0)
 
     fences = [fence(1, "point", 2**40 + 1), fence(2, "any", 1, (1, 3, 99)), fence(3, "all", 1, (1, 4)), fence(4, "stub", 0, (), 1)]
     text = debugfs.render([timeline], fences, [sync_file(7, 2), sync_file(8, 98)])

@@ -63,6 +63,8 @@ SHAPES: Final[dict[tuple[str, str], tuple[list[Any], list[Any]]]] = {
     ("lookup", "name"): (["camera0", "#1", "x" * 532], [*NO_TEXT, None, *long(532)]),
     ("wait_start", "ref"): (POSITIVE, [*NO_U64, 0]),
     ("wait_end", "wait"): (POSITIVE, [*NO_U64, 0, None]),
+    ("history", "context"): (U64, [*NO_U64, None]),
+    ("reclaim", "handles"): ([[], [1], [1] * 512], [*NO_INTEGER[:-2], None, 1, [0], [None], [True], [1.0], [1] * 513]),
     ("advance", "value"): (U64, [*NO_U64, None]),
     ("inc", "n"): (U64, [*NO_U64, None]),
     ("fail", "seqno"): (U64, [*NO_U64, None]),

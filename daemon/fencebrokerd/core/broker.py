@@ -77,7 +77,7 @@ class Broker:
 
     def creator_died(self, session: int, now: int) -> None:
         """The process that opened ``session`` is gone."""
-        self._begin(now).emit(e.CreatorDied(session))
+        self._begin(now).emit(e.CreatorDied(session, now))
 
     # -- timelines
 
@@ -289,6 +289,14 @@ def _status(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> Non
     inspection.status(turn)
 
 
+def _history(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    inspection.history(turn, m[2])
+
+
+def _reclaim(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    minting.reclaim(turn, m[2])
+
+
 def _subscribe(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
     turn.tracing.add(turn.session.id)
     turn.answer()
@@ -340,6 +348,8 @@ VERBS: Final[dict[int, Verb]] = {
     wire.SUBSCRIBE: _subscribe,
     wire.WAIT_START: _wait_start,
     wire.WAIT_END: _wait_end,
+    wire.HISTORY: _history,
+    wire.RECLAIM: _reclaim,
 }
 
 SIGNALS: Final[dict[int, Callable[..., None]]] = {

@@ -77,6 +77,7 @@ class CreatorDied(NamedTuple):
     """The process that opened this session is gone; timelines it created may live on in other hands."""
 
     session: int
+    at: int
 
 
 class SocketClosed(NamedTuple):
@@ -106,6 +107,8 @@ class TimelineExported(NamedTuple):
 
     context: int
     highest: int
+    session: int
+    at: int
 
 
 class PointFailed(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from fencebroker.errors import Refusal
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fencebrokerd.core.timeline import Timeline
     from fencebrokerd.core.turn import Turn
 
-__all__ = ["info", "list_objects", "lookup", "status"]
+__all__ = ["history", "info", "list_objects", "lookup", "status"]
 
 #: A page ends when its rows are estimated at so many bytes; a packet may have 16 KiB and the longest row is under 1 KiB.
 PAGE_BYTES: Final = 12 * 1024
@@ -103,6 +104,12 @@ def _timeline_row(timeline: Timeline) -> list[Any]:
         len(timeline.sockets),
         timeline.creator_alive,
         list(timeline.sockets.values())[:16],
+        timeline.advanced_at,
+        None if (oldest := timeline.oldest) is None else oldest.created,
+        timeline.past.n_fences,
+        timeline.past.n_signalled,
+        timeline.past.n_failed,
+        list(chain.from_iterable(timeline.past.latencies.items())),
     ]
 
 
@@ -223,6 +230,15 @@ def _look_for_placeholder(turn: Turn, user: str | None, name: str, seqno: int) -
     found = [fence for (wanted, _), fence in waiting.items() if wanted == seqno and _may_see(turn, fence.uid)]
     found.sort(key=lambda fence: fence.uid != turn.session.uid)
     return ("fence", _fence_list_row(found[0])) if found else None
+
+
+def history(turn: Turn, context: int) -> None:
+    """Say what happened to a timeline of late, oldest first."""
+    timeline = turn.state.timelines.get(context)
+    if timeline is None or not _may_see(turn, timeline.uid):
+        raise Refusal(errno.ENOENT, f"there is no timeline with the context {context} here (or it is not yours to see)")
+    entries = timeline.past.entries
+    turn.answer([[at, what, seqno, status, None if who is None else list(who)] for at, what, seqno, status, who in entries])
 
 
 def status(turn: Turn) -> None:

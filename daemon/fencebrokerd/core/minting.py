@@ -30,6 +30,7 @@ __all__ = [
     "import_sync_file",
     "merge",
     "open_timeline",
+    "reclaim",
     "release",
     "show_timeline",
     "sync_file",
@@ -199,7 +200,7 @@ def export(turn: Turn, context: int, seqnos: list[int] | None, name: str, privat
     turn.check_sync_files(len(seqnos))
     highest = max(seqnos)
     if highest > timeline.highest:
-        turn.emit(e.TimelineExported(context, highest))
+        turn.emit(e.TimelineExported(context, highest, session.id, turn.now))
     first = handle = turn.state.next_handle
     born: dict[int, list[int]] = {}
     for seqno in seqnos:
@@ -379,6 +380,32 @@ def drop(turn: Turn, handles: Iterable[int]) -> None:
             turn.emit(e.SyncFileDropped(handle))
             turn.do(fx.CloseHandles([handle]))
             forget_if_unused(turn, fence)
+
+
+def reclaim(turn: Turn, handles: Iterable[int]) -> None:
+    """Give up sync_files that were given back and, says who asks, are held by nobody.
+
+    Somebody may hold one all the same, whom nobody could see: what is active is completed with ECANCELED, so that he does not hang.
+    """
+    known = turn.state.sync_files
+    taken = [
+        sync_file
+        for handle in dict.fromkeys(handles)
+        if (sync_file := known.get(handle)) is not None
+        and sync_file.session is None
+        and (turn.sees_all or sync_file.uid == turn.session.uid)
+    ]
+    active = [sync_file.handle for sync_file in taken if not sync_file.fence.status]
+    for sync_file in taken:
+        turn.emit(e.SyncFileDropped(sync_file.handle))
+    if active:
+        turn.do(fx.Signal(active, -errno.ECANCELED))
+    numbers = [sync_file.handle for sync_file in taken]
+    turn.do(fx.CloseHandles(numbers))
+    for sync_file in taken:
+        forget_if_unused(turn, sync_file.fence)
+        turn.crowded.add(sync_file.fence.uid)
+    turn.answer(numbers)
 
 
 def end_session(turn: Turn, session: Session) -> None:

@@ -35,6 +35,11 @@ class Session:
         self.handles: dict[int, SyncFile] = {}
         self.minting: set[int] = set()
 
+    @property
+    def who(self) -> tuple[int, int, str]:
+        """The process at the other end."""
+        return self.pid, self.uid, self.comm
+
 
 class State:
     """All tables of the broker.  ``next_*`` are the ids that the next event of that kind must use."""
@@ -141,14 +146,17 @@ class State:
         self.timelines[event.context] = timeline
         if event.name is not None:
             self.names[session.uid, event.name] = timeline
+        timeline.past.note(event.at, "created", who=session.who)
         self._use_context(event.context)
         self._add_socket(timeline, event.socket)
         self._add_minter(timeline, session)
 
     def _timeline_opened(self, event: e.TimelineOpened) -> None:
         timeline = self.timelines[event.context]
+        session = self.sessions[event.session]
+        timeline.past.note(event.at, "opened", timeline.value, who=session.who)
         self._add_socket(timeline, event.socket)
-        self._add_minter(timeline, self.sessions[event.session])
+        self._add_minter(timeline, session)
 
     def _timeline_shown(self, event: e.TimelineShown) -> None:
         self._add_minter(self.timelines[event.context], self.sessions[event.session])
@@ -173,6 +181,7 @@ class State:
         for timeline in self.timelines.values():
             if timeline.creator == event.session:
                 timeline.creator_alive = False
+                timeline.past.note(event.at, "orphaned", timeline.value)
 
     def _socket_closed(self, event: e.SocketClosed) -> None:
         del self.timelines[event.context].sockets[event.socket]
@@ -191,12 +200,17 @@ class State:
         timeline = self.timelines[event.context]
         timeline.value = event.value
         timeline.advanced_at = event.at
+        timeline.past.advanced(event.value, event.at)
 
     def _timeline_exported(self, event: e.TimelineExported) -> None:
-        self.timelines[event.context].highest = event.highest
+        timeline = self.timelines[event.context]
+        timeline.highest = event.highest
+        timeline.past.note(event.at, "exported", event.highest, who=self.sessions[event.session].who)
 
     def _point_failed(self, event: e.PointFailed) -> None:
-        failures = self.timelines[event.context].failures
+        timeline = self.timelines[event.context]
+        timeline.past.note(event.at, "failed", event.seqno, event.status)
+        failures = timeline.failures
         failures[event.seqno] = (event.status, event.at)
         if len(failures) > self.remembered_failures:
             del failures[next(iter(failures))]
@@ -209,6 +223,7 @@ class State:
         fence.status = event.status
         fence.timestamp = event.timestamp
         timeline.points[event.seqno] = fence
+        timeline.past.n_fences += 1
         if not event.status:
             timeline.add_pending(event.seqno)
         self._add_fence(fence, event.expires)
@@ -272,6 +287,7 @@ class State:
         timeline = fence.timeline
         if timeline is not None:
             timeline.n_active -= 1
+            timeline.past.signalled(fence, event.status, event.at)
         elif isinstance(fence, Array):
             self._unlink_array(fence)
         elif isinstance(fence, Placeholder):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
+from fencebrokerd.core.past import Past
+
 if TYPE_CHECKING:
     from fencebrokerd.core.account import Charge
     from fencebrokerd.core.fence import Fence
@@ -41,6 +43,7 @@ class Timeline:
         "mode",
         "n_active",
         "name",
+        "past",
         "pending",
         "pid",
         "points",
@@ -73,6 +76,7 @@ class Timeline:
         self.charge = charge
         self.value = 0
         self.advanced_at = created
+        self.past = Past()
         self.highest = 0
         self.n_active = 0
         self.points: dict[int, Fence] = {}
@@ -85,6 +89,11 @@ class Timeline:
     def label(self) -> str:
         """The name as others read it; an unnamed timeline is called by its creator's command, as sw_sync does."""
         return self.comm if self.name is None else self.name
+
+    @property
+    def oldest(self) -> Fence | None:
+        """The active fence that was asked for first."""
+        return next((fence for fence in self.points.values() if not fence.status), None) if self.n_active else None
 
     def add_pending(self, seqno: int) -> None:
         """Note that ``seqno`` is active."""

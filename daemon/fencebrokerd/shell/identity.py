@@ -71,6 +71,13 @@ class Identity:
         else:
             self._handles.pop(self._ids.pop(handle), None)
 
+    def eventfd_id(self, handle: int) -> int:
+        """The id of our copy, by which /proc shows who else holds one; 0 when there is no descriptor left to look with."""
+        try:
+            return self._ids.get(handle) or self._read(handle)
+        except (KeyError, OSError):
+            return 0
+
     def add_socket(self, socket_id: int, end: socket.socket) -> None:
         """Note the cookie of a timeline's client end."""
         cookie = _cookie(end)

@@ -309,10 +309,12 @@ class Server:
             return
         references = self._identify(fds) if fds else ()
         now = time.monotonic_ns()
+        effects = self._core.handle(peer.session, message, references, now)
         if message[1] == wire.STATUS:
-            self._add_own_status(self._core.handle(peer.session, message, references, now))
-        else:
-            self._carry_out(self._core.handle(peer.session, message, references, now))
+            self._add_own_status(effects)
+        elif message[1] in (wire.LIST, wire.LOOKUP):
+            self._add_eventfd_ids(message, effects)
+        self._carry_out(effects)
 
     def _identify(self, fds: list[OwnedFd]) -> list[fx.Reference]:
         """Say what was received, and close it: our own files here, foreign ones elsewhere."""
@@ -363,7 +365,14 @@ class Server:
             if isinstance(effect, fx.Send) and effect.message[1] == 0:
                 uptime = time.monotonic_ns() - self._started
                 effect.message[2] += [["pid", os.getpid()], ["version", __version__], ["uptime_ns", uptime], ["uid", os.getuid()]]
-        self._carry_out(effects)
+
+    def _add_eventfd_ids(self, request: list[Any], effects: Effects) -> None:
+        """The core knows sync_files by their handles; the eventfd's id, by which /proc shows who holds one, is known here."""
+        for effect in effects:
+            if isinstance(effect, fx.Send) and effect.message[1] == 0:
+                kind, found = effect.message[2:] if request[1] == wire.LOOKUP else (request[2], effect.message[3])
+                for row in found if kind == "sync_files" else [found] if kind == "sync_file" else ():
+                    row.append(self._identity.eventfd_id(row[0]))
 
     def _flush(self, peer: Peer) -> bool:
         """Send what is queued; True if the peer is to be left alone for now."""
