@@ -19,7 +19,7 @@ from fencebrokerd.core.broker import Broker
 __all__ = ["HOLDER", "LIMITS", "Packet", "conversation"]
 
 #: What the golden broker is configured with; everything else has its default.
-LIMITS: Final = Limits(timelines_per_uid=1)
+LIMITS: Final = Limits(timelines_per_uid=2)
 #: The random number of the process that holds the timeline's descriptor.
 HOLDER: Final = 0x0123456789ABCDEF
 #: What a running broker answers differently: its version, its pid and uid, its age.
@@ -209,4 +209,8 @@ def conversation() -> Iterator[Packet]:
     r.ask(b, wire.SYNC_FILE, "1000/camera0@12", None)
     r.ask(b, wire.OPEN_TIMELINE, "1000/camera0")
     r.ask(b, wire.OPEN_TIMELINE, "1000/camera9")
+    # Who may, and how much.
+    r.ask(b, wire.CHMOD, "1000/camera0", 0o666)
+    r.ask(a, wire.CHMOD, "camera0", 0o600)
+    r.ask(a, wire.QUOTAS, 0)
     yield from r.packets

@@ -167,6 +167,17 @@ class Broker:
     def _status(self) -> dict[str, Any]:
         return self._connection.call(requests.status())
 
+    def _chmod(self, name: str, mode: int) -> int:
+        """Change a timeline's mode; returns the one before."""
+        return self._connection.call(requests.chmod(wire_name(name), check_mode(mode)))
+
+    def _quotas(self) -> Iterator[tuple[int, str, int, int]]:
+        """Yield (uid, quota, used, limit)."""
+        cursor: int | None = 0
+        while cursor is not None:
+            cursor, rows = self._connection.call(requests.quotas(cursor))
+            yield from ((row[0], row[1], row[2], row[3]) for row in rows)
+
     # -- the end
 
     def close(self) -> None:

@@ -62,6 +62,8 @@ class Limits:
     #: A timeline costs two descriptors while it is created and one after that.
     timelines_per_uid: int = 1024
     timelines: int = 4096
+    #: A timeline on which many sessions may mint costs 150 bytes for each of them.
+    minters_per_uid: int = 16_384
     #: The table of descriptors; the shell replaces it by RLIMIT_NOFILE.
     descriptors: int = 20_000
     #: Kept free so that accepting, importing and inspecting still work when the rest is used up.
@@ -72,6 +74,7 @@ class Limits:
     merge_members: int = 1024
     #: A member costs up to 300 bytes while its merge is on record: these are 20 MiB, and four for each of 15,000 sync_files.
     members_per_uid: int = 65_536
+    members: int = 262_144
     #: Descriptors in flight count against the broker's own limit until the client reads them.
     unread_descriptors: int = 256
     #: What waits for one slow reader: an answer and a burst of events.  A larger queue would only delay its end.
@@ -82,6 +85,10 @@ class Limits:
     retained_records: int = 1024
     #: Failed points remembered per timeline, so that a later export of one still has its error.
     remembered_failures: int = 1024
+    #: A remembered failure costs 250 bytes; beyond these 16 MiB a timeline forgets its oldest when another of its points fails.
+    failures_per_uid: int = 65_536
+    #: Who follows the events has each of them written out; people look with a few programs at a time.
+    subscriptions_per_uid: int = 16
 
 
 class Point(NamedTuple):

@@ -169,6 +169,16 @@ def reclaim(handles: list[int]) -> Request[list[int]]:
     return Request(wire.RECLAIM, (handles,), lambda _, results, __: results[0])
 
 
+def chmod(name: str, mode: int) -> Request[int]:
+    """-> the mode before."""
+    return Request(wire.CHMOD, (name, mode), lambda _, results, __: results[0])
+
+
+def quotas(cursor: int) -> Request[tuple[int | None, list[list[Any]]]]:
+    """-> where the next page starts, rows."""
+    return Request(wire.QUOTAS, (cursor,), lambda _, results, __: (results[0], results[1]))
+
+
 def subscribe() -> Request[None]:
     """-> nothing; events follow."""
     return Request(wire.SUBSCRIBE, (), lambda *_: None)

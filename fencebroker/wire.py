@@ -63,6 +63,8 @@ WAIT_START: Final = 17
 WAIT_END: Final = 18
 HISTORY: Final = 19
 RECLAIM: Final = 20
+CHMOD: Final = 21
+QUOTAS: Final = 22
 
 # Messages on a timeline's socket.
 ADVANCE: Final = 1
@@ -162,6 +164,8 @@ CONTEXT: Final = Field("context", "u64", _is_u64)
 REF: Final = Field("ref", "handle, or nil for the descriptor that comes along", _optional(_is_positive))
 NAME: Final = Field("name", "str, at most 31 bytes; empty: named by the broker", _is_file_name)
 CURSOR: Final = Field("cursor", "u64; 0 for the first page", _is_u64)
+MODE: Final = Field("mode", "permission bits 0..0o777", _is_mode)
+OPENED: Final = Field("name", "str: name or uid/name", _text(2 * MAX_TIMELINE_NAME + 1))
 EXPIRY: Final = Field("expiry_ns", "u64 from now, or nil for none", _optional(_is_positive))
 
 REQUESTS: Final[dict[int, Spec]] = {
@@ -171,11 +175,11 @@ REQUESTS: Final[dict[int, Spec]] = {
         (
             Field("name", "str of 1 to 255 bytes, or nil", _optional(_is_timeline_name)),
             Field("driver", "str, at most 31 bytes", _is_file_name),
-            Field("mode", "permission bits 0..0o777", _is_mode),
+            MODE,
             EXPIRY,
         ),
     ),
-    OPEN_TIMELINE: Spec("open_timeline", (Field("name", "str: name or uid/name", _text(2 * MAX_TIMELINE_NAME + 1)),)),
+    OPEN_TIMELINE: Spec("open_timeline", (OPENED,)),
     SHOW_TIMELINE: Spec("show_timeline", (), descriptors=1),
     FORGET_TIMELINE: Spec("forget_timeline", (CONTEXT,), answered=False),
     EXPORT: Spec(
@@ -218,6 +222,8 @@ REQUESTS: Final[dict[int, Spec]] = {
     WAIT_END: Spec("wait_end", (Field("wait", "what wait_start answered with", _is_positive),), answered=False),
     HISTORY: Spec("history", (CONTEXT,)),
     RECLAIM: Spec("reclaim", (Field("handles", "list of at most 512 handles, of any session", _list_of(_is_positive, 0, 512)),)),
+    CHMOD: Spec("chmod", (OPENED, MODE)),
+    QUOTAS: Spec("quotas", (Field("cursor", "u64: the uid to begin with; 0 for the first page", _is_u64),)),
 }
 
 TIMELINE_OPS: Final[dict[int, Spec]] = {

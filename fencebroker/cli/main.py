@@ -10,7 +10,7 @@ import click
 from click.shell_completion import shell_complete
 
 from fencebroker import BrokerUnavailable, FenceError, __version__
-from fencebroker.cli import details, health, listing, log, service, timeline, waiting
+from fencebroker.cli import details, health, listing, log, rights, service, timeline, waiting
 from fencebroker.cli.command import Failure, Invocation, asks_broker
 from fencebroker.cli.output import OutputError
 from fencebroker.cli.suggest import did_you_mean
@@ -53,6 +53,8 @@ for verb in (
     health.status,
     waiting.wait,
     timeline.advance,
+    rights.chmod,
+    rights.quota,
     service.start,
     service.stop,
     service.restart,

@@ -91,6 +91,10 @@ def test_status_and_wait_and_advance(fencectl: Fencectl, scene: Scene) -> None:
     assert set(waited) == written("wait")
     assert [set(point) for point in waited["points"]] == [documented("point")]
     assert set(fencectl("advance", "camera0", 6, "--json").json()) == written("advance")
+    assert set(fencectl("chmod", "0600", "camera0", "--json").json()) == written("chmod")
+    quotas = fencectl("quota", "--json").json()
+    assert set(quotas) == written("quota")
+    assert [set(quota) for quota in quotas["quotas"]] == [documented("quota")] * 6
 
 
 def test_start_and_stop_and_restart_and_logs(users_own: Fencectl) -> None:

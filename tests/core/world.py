@@ -7,6 +7,7 @@ also folds the emitted events into a second, fresh state, so that ``check`` can 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -16,6 +17,7 @@ from fencebroker.fds import status_from_count, status_word
 from fencebroker.model import Limits
 from fencebroker.rows import Row, read_row
 from fencebrokerd.core import effects as fx
+from fencebrokerd.core.account import Slot
 from fencebrokerd.core.broker import Broker
 from fencebrokerd.core.fence import Array, Fence
 from fencebrokerd.core.state import State
@@ -79,7 +81,7 @@ class World:
         self.now = 1_000
         #: Every event so far, and the state that they alone build.
         self.events: list[Event] = []
-        self.replayed = State(limits.remembered_failures, own_uid)
+        self.replayed = State(limits.remembered_failures, own_uid, limits.failures_per_uid)
         #: What eventfds carry: handle -> status.
         self.eventfds: dict[int, int] = {}
         self.sockets: set[int] = set()
@@ -244,6 +246,11 @@ class World:
             assert account.timelines == sum(1 for timeline in state.timelines.values() if timeline.uid == uid)
             assert account.sync_files == sum(1 for sync_file in state.sync_files.values() if sync_file.uid == uid)
             assert account.members == sum(f.charge.n for f in state.fences.values() if isinstance(f, Array) and f.uid == uid)
+            assert account.sockets == sum(1 for charge in state.socket_charges.values() if charge.uid == uid)
+            assert account.minters == sum(len(session.minting) for session in state.sessions.values() if session.uid == uid)
+            assert account.failures == sum(len(timeline.failures) for timeline in state.timelines.values() if timeline.uid == uid)
+        assert state.socket_charges.keys() == state.sockets.keys()
+        assert state.creators == Counter(timeline.creator for timeline in state.timelines.values())
         self._check_fences()
 
     def _check_fences(self) -> None:
@@ -370,6 +377,19 @@ class Client:
     def release(self, *handles: int, exposed: bool = False) -> None:
         self.ask(wire.RELEASE, [] if exposed else list(handles), list(handles) if exposed else [])
 
+    def chmod(self, name: str, mode: int) -> int:
+        before: int = self.ask(wire.CHMOD, name, mode)[0]
+        return before
+
+    def quotas(self) -> dict[tuple[int, str], tuple[int, int]]:
+        """(uid, quota) -> (used, limit)."""
+        rows: list[Any] = []
+        cursor: int | None = 0
+        while cursor is not None:
+            cursor, page = self.ask(wire.QUOTAS, cursor)
+            rows += page
+        return {(uid, quota): (used, limit) for uid, quota, used, limit in rows}
+
     def list(self, kind: str) -> list[Row]:
         """List all pages of one kind."""
         rows: list[Any] = []
@@ -409,7 +429,7 @@ def table(state: State) -> dict[str, Any]:
     return {
         "next": (state.next_context, state.next_socket, state.next_fence, state.next_handle, state.n_signalled),
         "accounts": {
-            uid: (account.sessions, account.timelines, account.sync_files, account.members, list(account.retained), list(account.returned))
+            uid: ([getattr(account, slot.value) for slot in Slot], list(account.retained), list(account.returned))
             for uid, account in state.accounts.items()
             if not account.is_empty
         },

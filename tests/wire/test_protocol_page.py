@@ -277,7 +277,7 @@ def counted(answer: Any) -> None:
 
 def test_a_running_broker_answers_as_the_page_says(start_broker: StartBroker, cleanup: contextlib.ExitStack, folder: str) -> None:
     config = Path(folder, "broker.toml")
-    config.write_text("[limits]\ntimelines_per_uid = 1\n")
+    config.write_text("[limits]\ntimelines_per_uid = 2\n")
     broker = start_broker("--config", str(config))
     comm = Path("/proc/self/comm").read_text().strip()
     if comm.startswith("python"):

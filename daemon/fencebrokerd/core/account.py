@@ -1,23 +1,46 @@
 """Accounts: what one uid has in use.  A charge is embedded in the object that costs and is given back exactly once.
 
-Limits are checked before anything changes (``check_*``), charges are made and released by the fold of events, so an account is right
-after a replay too.  ``statistics()`` of the state asserts nothing; ``State.assert_empty`` does, at the end of a broker's life.
+Limits are checked before anything changes (``Turn.check_*``), charges are made and released by the fold of events, so an account is right
+after a replay too.  ``State.assert_empty`` asserts at the end of a broker's life that every account is zero.
+
+How much of a pool one uid may have (``allowance``)
+  Nothing that is in use can be taken away again, and nobody knows who will come.  So the rule is about what is left: after a grant, what is
+  left of the pool must be at least n times what the asker has then, n being the number of users that have some of it, the asker included.
+
+  Be P the pool, F what is left of it, m what the asker has, s what it would have after the grant:  n * s <= F - (s - m), that is
+  s <= (F + m) / (n + 1).  Of n users that come one after the other and take all they can, each leaves F' = F * n / (n + 1), so that
+  F = P / (n + 1) is left, and the n-th has P / (n * (n + 1)).  However greedy n users are, the next one gets 1 / (n + 1) of what nobody has
+  taken yet, and between 1/n and 1/n**2 of a pool that was shared evenly.  This is what dbus-broker guarantees its users.
+
+  Two things differ.  A user who is alone may have more than half, ``alone`` of the pool: on most machines there is one.  Those who come after
+  it share the rest by the rule above, so with 0.8 the n-th of n greedy users has 0.4 * P / (n * (n + 1)).  And whoever has nothing gets one
+  while one is left, so that a small pool serves as many users as it has units.
+
+  What gives way on demand (descriptors that are kept in case they come back) counts as left.
 """
 
 from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Account", "Charge", "Slot"]
+__all__ = ["Account", "Charge", "Slot", "allowance"]
 
 
 class Slot(Enum):
-    """What is counted."""
+    """What is counted; the value is the attribute of the account."""
 
     SESSIONS = "sessions"
     TIMELINES = "timelines"
+    #: Descriptors of timelines: who opens another's timeline pays for its own descriptor.
+    SOCKETS = "sockets"
+    #: Sessions whose process is watched, because it created timelines that still exist.
+    CREATORS = "creators"
     SYNC_FILES = "sync_files"
     MEMBERS = "members"
+    #: Timelines on which sessions may mint, once per session.
+    MINTERS = "minters"
+    #: Failed points that timelines remember.
+    FAILURES = "failures"
 
 
 class Account:
@@ -27,20 +50,52 @@ class Account:
     whose fence has signalled; both oldest first.
     """
 
-    __slots__ = ("members", "retained", "returned", "sessions", "sync_files", "timelines", "uid")
+    __slots__ = (
+        "creators",
+        "failures",
+        "members",
+        "minters",
+        "retained",
+        "returned",
+        "sessions",
+        "sockets",
+        "sync_files",
+        "timelines",
+        "uid",
+    )
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
         self.sessions = 0
         self.timelines = 0
+        self.sockets = 0
+        self.creators = 0
         self.sync_files = 0
         self.members = 0
+        self.minters = 0
+        self.failures = 0
         self.retained: dict[int, None] = {}
         self.returned: dict[int, None] = {}
 
+    def used(self, slot: Slot) -> int:
+        """How many units of ``slot`` there are; of sync_files those that do not give way."""
+        if slot is Slot.SYNC_FILES:
+            return self.sync_files - len(self.returned)
+        used: int = getattr(self, slot.value)
+        return used
+
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors of the broker's there are for this user; those that give way do not count."""
+        return self.sessions + self.sockets + self.creators + self.sync_files - len(self.returned)
+
     @property
     def is_empty(self) -> bool:
-        return not (self.sessions or self.timelines or self.sync_files or self.members or self.retained or self.returned)
+        return not (self.retained or self.returned or any(getattr(self, slot.value) for slot in Slot))
+
+    def __repr__(self) -> str:
+        use = ", ".join(f"{slot.value} {getattr(self, slot.value)}" for slot in Slot)
+        return f"<account of uid {self.uid}: {use}, retained {len(self.retained)}, returned {len(self.returned)}>"
 
 
 class Charge:
@@ -54,6 +109,12 @@ class Charge:
         self.n = n
         self._add(account, n)
 
+    @property
+    def uid(self) -> int:
+        """Who pays."""
+        assert self._account is not None
+        return self._account.uid
+
     def release(self) -> None:
         """Give it back; a second time is a bug of the broker."""
         account, self._account = self._account, None
@@ -62,11 +123,14 @@ class Charge:
         self._add(account, -self.n)
 
     def _add(self, account: Account, n: int) -> None:
-        if self._slot is Slot.SYNC_FILES:
+        if self._slot is Slot.SYNC_FILES:  # the one that is made all the time
             account.sync_files += n
-        elif self._slot is Slot.TIMELINES:
-            account.timelines += n
-        elif self._slot is Slot.MEMBERS:
-            account.members += n
         else:
-            account.sessions += n
+            name = self._slot.value
+            setattr(account, name, getattr(account, name) + n)
+
+
+def allowance(pool: int, left: int, mine: int, n_others: int, alone: float = 1.0) -> int:
+    """How many units of ``pool`` a user who has ``mine`` may have in all, while ``left`` are left and ``n_others`` have some; see above."""
+    most = (left + mine) // (n_others + 2) if n_others else int(pool * alone)
+    return max(min(most, left + mine), 1 if left > 0 and not mine else 0)

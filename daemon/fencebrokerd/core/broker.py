@@ -7,7 +7,7 @@ something that happens outside: a connection, an end-of-file, a clock, a failure
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from fencebroker import wire
@@ -16,6 +16,7 @@ from fencebroker.model import Limits
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
 from fencebrokerd.core import inspection, minting, signalling, trace
+from fencebrokerd.core.account import Slot
 from fencebrokerd.core.state import Session, State
 from fencebrokerd.core.turn import Turn
 
@@ -30,23 +31,29 @@ class Broker:
 
     def __init__(self, limits: Limits, own_uid: int) -> None:
         self.limits = limits
-        self.state = State(limits.remembered_failures, own_uid)
+        self.state = State(limits.remembered_failures, own_uid, limits.failures_per_uid)
         self._turn = Turn(self.state, limits)
 
-    def configure(self, limits: Limits) -> None:
-        """Use other limits from now on; what is over them already stays."""
+    def configure(self, limits: Limits, quotas: Mapping[int, Limits] | None = None) -> None:
+        """Use other limits from now on, and for some users their own; what is over them already stays."""
         self.limits = limits
         self._turn.limits = limits
+        self._turn.quotas = quotas or {}
+
+    def count_beside(self, n: int) -> None:
+        """Note how many descriptors are in use that the state does not know of: they are as good as taken."""
+        self._turn.beside = n
 
     # -- clients
 
     def connect(self, session: int, uid: int, gid: int, groups: frozenset[int], pid: int, comm: str, now: int) -> None:
         """Accept a client after its hello.  Refusal with EDQUOT when its uid, or the broker, has too many."""
         limits, state = self.limits, self.state
-        used = state.account(uid).sessions
-        if used >= limits.sessions_per_uid:
-            quota = "sessions per user"
-            raise Refusal(errno.EDQUOT, f"{quota}: {used} of {limits.sessions_per_uid} are in use", (quota, limits.sessions_per_uid, used))
+        own = self._turn.limits_of(uid).sessions_per_uid
+        if len(state.sessions) >= limits.sessions and state.account(uid).sessions < own:
+            quota, used = "sessions in all", len(state.sessions)
+            raise Refusal(errno.EDQUOT, f"{quota}: {used} of {limits.sessions} are in use", (quota, limits.sessions, used))
+        self._turn.check_share(uid, Slot.SESSIONS)
         self._begin(now)
         self._turn.emit(e.SessionOpened(session, uid, gid, groups, pid, comm, now))
 
@@ -298,8 +305,21 @@ def _reclaim(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> No
 
 
 def _subscribe(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    uid = turn.session.uid
+    used = sum(1 for session in turn.tracing if turn.state.sessions[session].uid == uid)
+    limit = turn.limits_of(uid).subscriptions_per_uid
+    if turn.session.id not in turn.tracing and used >= limit:
+        turn.refuse(errno.EDQUOT, "subscriptions per user", limit, used, 1)
     turn.tracing.add(turn.session.id)
     turn.answer()
+
+
+def _chmod(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    minting.chmod(turn, m[2], m[3])
+
+
+def _quotas(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    inspection.quotas(turn, m[2])
 
 
 def _wait_start(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
@@ -350,6 +370,8 @@ VERBS: Final[dict[int, Verb]] = {
     wire.WAIT_END: _wait_end,
     wire.HISTORY: _history,
     wire.RECLAIM: _reclaim,
+    wire.CHMOD: _chmod,
+    wire.QUOTAS: _quotas,
 }
 
 SIGNALS: Final[dict[int, Callable[..., None]]] = {

@@ -65,6 +65,13 @@ class TimelineForgotten(NamedTuple):
     session: int
 
 
+class TimelineModeSet(NamedTuple):
+    """Its owner changed who may open a timeline; whoever has a descriptor keeps it."""
+
+    context: int
+    mode: int
+
+
 class SocketMade(NamedTuple):
     """A timeline's socketpair exists; ``inode`` is that of the end that travels, by which /proc shows who holds it."""
 
@@ -232,6 +239,7 @@ Event: TypeAlias = (
     | TimelineOpened
     | TimelineShown
     | TimelineForgotten
+    | TimelineModeSet
     | SocketMade
     | CreatorDied
     | SocketClosed

@@ -13,16 +13,19 @@ from fencebrokerd.core import effects as fx
 from fencebrokerd.core.fence import Array, Fence, Placeholder, Stub, SyncFile, automatic_name
 from fencebrokerd.core.merge import leaves
 from fencebrokerd.core.minting import find_fence, find_timeline, uid_of
+from fencebrokerd.core.turn import QUOTAS
 
 if TYPE_CHECKING:
     from fencebrokerd.core.state import Session
     from fencebrokerd.core.timeline import Timeline
     from fencebrokerd.core.turn import Turn
 
-__all__ = ["history", "info", "list_objects", "lookup", "status"]
+__all__ = ["history", "info", "list_objects", "lookup", "quotas", "status"]
 
 #: A page ends when its rows are estimated at so many bytes; a packet may have 16 KiB and the longest row is under 1 KiB.
 PAGE_BYTES: Final = 12 * 1024
+#: So many rows of quotas fill a page; those of one user stay together.
+QUOTA_ROWS: Final = 120
 
 
 def fence_row(fence: Fence) -> list[Any]:
@@ -259,3 +262,19 @@ def status(turn: Turn) -> None:
         pairs += [["signalled", state.n_signalled], ["descriptors", state.n_descriptors]]
     pairs += [["descriptor_limit", limits.descriptors], ["descriptor_reserve", limits.descriptor_reserve]]
     turn.answer(pairs)
+
+
+def quotas(turn: Turn, cursor: int) -> None:
+    """Say what each user has in use and may have now, from uid ``cursor`` on: of oneself, or of everybody for who sees all."""
+    own = turn.session.uid
+    uids = sorted({own, *(uid for uid, account in turn.state.accounts.items() if turn.sees_all and not account.is_empty)})
+    rows: list[list[Any]] = []
+    for uid in uids:
+        if uid < cursor:
+            continue
+        if len(rows) >= QUOTA_ROWS:
+            turn.answer(uid, rows)
+            return
+        account = turn.state.account(uid)
+        rows += [[uid, quota, account.used(slot), turn.limit_of(uid, slot)] for slot, quota in QUOTAS.items()]
+    turn.answer(None, rows)

@@ -10,10 +10,12 @@ from fencebroker.errors import Refusal
 from fencebroker.model import OK, U64_MAX, Point, check_driver_name, check_timeline_name, parse_point
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
+from fencebrokerd.core.account import Slot
 from fencebrokerd.core.fence import Array, Fence, Stub, SyncFile
 from fencebrokerd.core.merge import Plan, plan_all, plan_any, unwrap
 from fencebrokerd.core.signalling import cancel, completed, forget, forget_if_unused, signal
 from fencebrokerd.core.timeline import READ, WRITE, Timeline
+from fencebrokerd.core.turn import QUOTAS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from fencebrokerd.core.turn import Turn
 
 __all__ = [
+    "chmod",
     "create_timeline",
     "end_session",
     "end_socket",
@@ -122,11 +125,31 @@ def open_timeline(turn: Turn, text: str) -> None:
         raise Refusal(errno.ENOENT, f"there is no timeline {text!r} here (or it is not yours to see)")
     if not timeline.allows(session.uid, session.gid, session.groups, WRITE):
         raise Refusal(errno.EACCES, f"the mode {timeline.mode:04o} of {text!r} does not let you signal it; it would need 'w' for you")
-    turn.check_descriptors(2, "timelines")
+    turn.check_sockets()
     socket = turn.state.next_socket
     turn.emit(e.TimelineOpened(timeline.context, socket, session.id, turn.now))
     turn.do(fx.CreateSocket(session.id, turn.serial, socket))
     turn.answer(timeline.context, timeline.value, socket=socket)
+
+
+def chmod(turn: Turn, text: str, mode: int) -> None:
+    """Change who may open a timeline by name: its owner may, and root.  Descriptors that are out stay good; whoever waits for points by
+    name, and may now, gets them.
+    """
+    user, slash, name = text.rpartition("/")
+    timeline = find_timeline(turn, user if slash else None, name)
+    session = turn.session
+    if timeline is None or not (
+        session.uid in (0, timeline.uid) or timeline.allows(session.uid, session.gid, session.groups, READ | WRITE)
+    ):
+        raise Refusal(errno.ENOENT, f"there is no timeline {text!r} here (or it is not yours to see)")
+    if session.uid not in (0, timeline.uid):
+        raise Refusal(errno.EPERM, f"the timeline {text!r} is uid {timeline.uid}'s: only its owner and root change its mode")
+    before = timeline.mode
+    if mode != before:
+        turn.emit(e.TimelineModeSet(timeline.context, mode))
+        _bind_placeholders(turn, timeline, name)
+    turn.answer(before)
 
 
 def show_timeline(turn: Turn, reference: fx.Reference) -> None:
@@ -136,6 +159,7 @@ def show_timeline(turn: Turn, reference: fx.Reference) -> None:
         what = reference.what if isinstance(reference, fx.Foreign) else "a sync_file"
         raise Refusal(errno.EINVAL, f"fd must be a timeline's descriptor of this broker, not {what}")
     if turn.session.id not in timeline.minters:
+        turn.check_share(turn.session.uid, Slot.MINTERS)
         turn.emit(e.TimelineShown(timeline.context, turn.session.id))
     turn.answer(timeline.context, timeline.value, timeline.name)
 
@@ -152,8 +176,7 @@ def end_socket(turn: Turn, socket: int) -> None:
     timeline = turn.state.sockets[socket]
     turn.emit(e.SocketClosed(timeline.context, socket))
     ends = not timeline.sockets
-    others = (other for other in turn.state.timelines.values() if other.creator == timeline.creator and other is not timeline)
-    turn.do(fx.CloseSocket(socket, timeline.creator if ends and next(others, None) is None else None))
+    turn.do(fx.CloseSocket(socket, timeline.creator if ends and turn.state.creators[timeline.creator] == 1 else None))
     if ends:
         cancel(turn, timeline, errno.ENOENT)
         turn.emit(e.TimelineClosed(timeline.context, turn.now))
@@ -265,7 +288,7 @@ def merge(turn: Turn, refs: Sequence[int | None], references: Sequence[fx.Refere
 
 def _check_members(turn: Turn, n: int) -> None:
     """Refuse when ``n`` more members of merges do not fit.  Merges that are only kept in case somebody asks give way."""
-    account, limit = turn.state.account(turn.session.uid), turn.limits.members_per_uid
+    account, limit = turn.state.account(turn.session.uid), turn.limit_of(turn.session.uid, Slot.MEMBERS)
     excess = account.members + n - limit
     if not n or excess <= 0:
         return
@@ -277,7 +300,7 @@ def _check_members(turn: Turn, n: int) -> None:
         if excess <= 0:
             break
     else:
-        turn.refuse(errno.EDQUOT, "members of merges per user", limit, account.members, n)
+        turn.refuse(errno.EDQUOT, QUOTAS[Slot.MEMBERS], limit, account.members, n)
     for array in given:
         forget(turn, array)
 

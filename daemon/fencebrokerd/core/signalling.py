@@ -69,15 +69,15 @@ def completed(arrays: Iterable[Array], status: int) -> list[tuple[Array, int]]:
 
 def trim(turn: Turn, uid: int) -> None:
     """Forget the oldest of what ``uid`` has on record of signalled fences, beyond the quota: descriptors given back, then fences."""
-    account = turn.state.account(uid)
-    excess = len(account.returned) - turn.limits.retained_records
+    account, most = turn.state.account(uid), turn.limits_of(uid).retained_records
+    excess = len(account.returned) - most
     if excess > 0:
         handles = list(islice(account.returned, excess))
         for handle in handles:
             turn.emit(e.SyncFileDropped(handle))
         turn.do(fx.CloseHandles(handles))
     # In one go: the first key of a dict is dear to find when many before it were deleted.
-    for id in list(islice(account.retained, max(0, len(account.retained) - turn.limits.retained_records))):
+    for id in list(islice(account.retained, max(0, len(account.retained) - most))):
         forget(turn, turn.state.fences[id])
 
 

@@ -44,14 +44,17 @@ class Session:
 class State:
     """All tables of the broker.  ``next_*`` are the ids that the next event of that kind must use."""
 
-    def __init__(self, remembered_failures: int, own_uid: int = 0) -> None:
+    def __init__(self, remembered_failures: int, own_uid: int = 0, failures_per_uid: int = 65_536) -> None:
         self.remembered_failures = remembered_failures
+        self.failures_per_uid = failures_per_uid
         self.own_uid = own_uid
         self.accounts: dict[int, Account] = {}
         self.sessions: dict[int, Session] = {}
         self.timelines: dict[int, Timeline] = {}
         self.names: dict[tuple[int, str], Timeline] = {}
         self.sockets: dict[int, Timeline] = {}
+        self.socket_charges: dict[int, Charge] = {}
+        self.creators: dict[int, int] = {}  # session -> how many timelines that it created still exist
         self.fences: dict[int, Fence] = {}
         self.sync_files: dict[int, SyncFile] = {}
         self.placeholders: dict[tuple[int, str], dict[tuple[int, int], Placeholder]] = {}
@@ -61,11 +64,15 @@ class State:
         self.next_fence = 1
         self.next_handle = 1
         self.n_signalled = 0
+        self._sweep_at = 64
 
     def account(self, uid: int) -> Account:
         """Return the account of ``uid``, made when it is first needed."""
         account = self.accounts.get(uid)
         if account is None:
+            if len(self.accounts) >= self._sweep_at:  # users come and go, and an empty account says nothing
+                self.accounts = {known: account for known, account in self.accounts.items() if not account.is_empty}
+                self._sweep_at = 2 * len(self.accounts) + 64
             account = self.accounts[uid] = Account(uid)
         return account
 
@@ -75,8 +82,10 @@ class State:
 
     @property
     def n_descriptors(self) -> int:
-        """Descriptors in use for clients: a socket and a pidfd a session, one a timeline's socket, one a sync_file."""
-        return 2 * len(self.sessions) + len(self.sockets) + len(self.sync_files)
+        """Descriptors in use for clients: one a session, a pidfd for each that has created a timeline which still exists, one a descriptor
+        of a timeline, one a sync_file.
+        """
+        return len(self.sessions) + len(self.creators) + len(self.sockets) + len(self.sync_files)
 
     @property
     def is_idle(self) -> bool:
@@ -87,10 +96,9 @@ class State:
         """After every session and timeline is gone and everything is forgotten, every account is zero.  Otherwise a charge leaked."""
         for account in self.accounts.values():
             if not account.is_empty:
-                raise AssertionError(
-                    f"the account of uid {account.uid} is not empty: {account.sessions} {account.timelines} {account.sync_files} {account.members}"
-                )
-        for table in (self.sessions, self.timelines, self.names, self.sockets, self.fences, self.sync_files, self.placeholders):
+                raise AssertionError(f"an account is not empty: {account}")
+        tables = self.sessions, self.timelines, self.names, self.sockets, self.socket_charges, self.creators, self.fences, self.sync_files
+        for table in (*tables, self.placeholders):
             if table:
                 raise AssertionError(f"a table is not empty: {table}")
 
@@ -136,6 +144,7 @@ class State:
         assert not session.handles
         for context in session.minting:
             self.timelines[context].minters.discard(session.id)
+        self.account(session.uid).minters -= len(session.minting)
         session.charge.release()
 
     def _timeline_created(self, event: e.TimelineCreated) -> None:
@@ -148,31 +157,44 @@ class State:
             self.names[session.uid, event.name] = timeline
         timeline.past.note(event.at, "created", who=session.who)
         self._use_context(event.context)
-        self._add_socket(timeline, event.socket)
+        n_created = self.creators.get(session.id, 0)
+        self.creators[session.id] = n_created + 1
+        self.account(session.uid).creators += not n_created
+        self._add_socket(timeline, event.socket, session)
         self._add_minter(timeline, session)
 
     def _timeline_opened(self, event: e.TimelineOpened) -> None:
-        timeline = self.timelines[event.context]
-        session = self.sessions[event.session]
+        timeline, session = self.timelines[event.context], self.sessions[event.session]
         timeline.past.note(event.at, "opened", timeline.value, who=session.who)
-        self._add_socket(timeline, event.socket)
+        self._add_socket(timeline, event.socket, session)
         self._add_minter(timeline, session)
 
     def _timeline_shown(self, event: e.TimelineShown) -> None:
         self._add_minter(self.timelines[event.context], self.sessions[event.session])
 
     def _timeline_forgotten(self, event: e.TimelineForgotten) -> None:
-        self.timelines[event.context].minters.discard(event.session)
-        self.sessions[event.session].minting.discard(event.context)
+        self._remove_minter(self.timelines[event.context], self.sessions[event.session])
 
-    def _add_socket(self, timeline: Timeline, socket: int) -> None:
+    def _timeline_mode_set(self, event: e.TimelineModeSet) -> None:
+        self.timelines[event.context].mode = event.mode
+
+    def _add_socket(self, timeline: Timeline, socket: int, session: Session) -> None:
         timeline.sockets[socket] = 0
         self.sockets[socket] = timeline
+        self.socket_charges[socket] = Charge(self.account(session.uid), Slot.SOCKETS)
         self.next_socket = socket + 1
 
     def _add_minter(self, timeline: Timeline, session: Session) -> None:
-        timeline.minters.add(session.id)
-        session.minting.add(timeline.context)
+        if timeline.context not in session.minting:
+            timeline.minters.add(session.id)
+            session.minting.add(timeline.context)
+            self.account(session.uid).minters += 1
+
+    def _remove_minter(self, timeline: Timeline, session: Session) -> None:
+        if timeline.context in session.minting:
+            timeline.minters.discard(session.id)
+            session.minting.discard(timeline.context)
+            self.account(session.uid).minters -= 1
 
     def _socket_made(self, event: e.SocketMade) -> None:
         self.timelines[event.context].sockets[event.socket] = event.inode
@@ -186,14 +208,20 @@ class State:
     def _socket_closed(self, event: e.SocketClosed) -> None:
         del self.timelines[event.context].sockets[event.socket]
         del self.sockets[event.socket]
+        self.socket_charges.pop(event.socket).release()
 
     def _timeline_closed(self, event: e.TimelineClosed) -> None:
         timeline = self.timelines.pop(event.context)
         assert not timeline.sockets
         if timeline.name is not None:
             del self.names[timeline.uid, timeline.name]
-        for session in timeline.minters:
-            self.sessions[session].minting.discard(event.context)
+        for session in list(timeline.minters):
+            self._remove_minter(timeline, self.sessions[session])
+        self.account(timeline.uid).failures -= len(timeline.failures)
+        self.creators[timeline.creator] -= 1
+        if not self.creators[timeline.creator]:
+            del self.creators[timeline.creator]
+            self.account(timeline.uid).creators -= 1
         timeline.charge.release()
 
     def _timeline_advanced(self, event: e.TimelineAdvanced) -> None:
@@ -210,10 +238,13 @@ class State:
     def _point_failed(self, event: e.PointFailed) -> None:
         timeline = self.timelines[event.context]
         timeline.past.note(event.at, "failed", event.seqno, event.status)
-        failures = timeline.failures
+        failures, account = timeline.failures, self.account(timeline.uid)
+        account.failures += event.seqno not in failures
         failures[event.seqno] = (event.status, event.at)
-        if len(failures) > self.remembered_failures:
+        # A user with many timelines pays with the oldest failure of the one that fails now; each keeps at least its last.
+        if len(failures) > self.remembered_failures or (account.failures > self.failures_per_uid and len(failures) > 1):
             del failures[next(iter(failures))]
+            account.failures -= 1
 
     # -- fences
 
@@ -374,6 +405,7 @@ FOLD: Final[dict[type, Callable[[State, Any], None]]] = {
     e.TimelineOpened: State._timeline_opened,
     e.TimelineShown: State._timeline_shown,
     e.TimelineForgotten: State._timeline_forgotten,
+    e.TimelineModeSet: State._timeline_mode_set,
     e.SocketMade: State._socket_made,
     e.CreatorDied: State._creator_died,
     e.SocketClosed: State._socket_closed,

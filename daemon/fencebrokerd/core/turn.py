@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from fencebroker.errors import Refusal
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
+from fencebrokerd.core.account import Slot, allowance
 from fencebrokerd.core.state import FOLD
 from fencebrokerd.core.trace import render
 
@@ -21,13 +22,41 @@ if TYPE_CHECKING:
     from fencebrokerd.core.state import Session, State
     from fencebrokerd.core.trace import Line
 
-__all__ = ["Turn"]
+__all__ = ["QUOTAS", "Turn"]
+
+#: What a user is told about a slot.
+QUOTAS: Final = {
+    Slot.SESSIONS: "sessions per user",
+    Slot.TIMELINES: "timelines per user",
+    Slot.SOCKETS: "timeline descriptors per user",
+    Slot.SYNC_FILES: "sync_files per user",
+    Slot.MEMBERS: "members of merges per user",
+    Slot.MINTERS: "timelines that sessions mint on per user",
+}
+
+#: Where the limits of a slot stand: in all, and with ``_per_uid`` for one user.
+TABLES: Final = {Slot.SESSIONS: "sessions", Slot.TIMELINES: "timelines", Slot.SOCKETS: "timelines", Slot.MEMBERS: "members"}
 
 
 class Turn:
     """Collects events and effects.  An event changes the state at once, so that what is decided next sees it."""
 
-    __slots__ = ("crowded", "effects", "events", "leftovers", "limits", "lines", "now", "serial", "session", "state", "tracing", "waits")
+    __slots__ = (
+        "beside",
+        "crowded",
+        "effects",
+        "events",
+        "leftovers",
+        "limits",
+        "lines",
+        "now",
+        "quotas",
+        "serial",
+        "session",
+        "state",
+        "tracing",
+        "waits",
+    )
 
     def __init__(self, state: State, limits: Limits) -> None:
         self.state = state
@@ -37,6 +66,10 @@ class Turn:
         self.serial = 0
         self.events: list[Event] = []
         self.effects: list[fx.Effect] = []
+        #: Limits of users who have their own, by uid.
+        self.quotas: Mapping[int, Limits] = {}
+        #: Descriptors in use that the state does not know of: of connections before their hello, in queues, still to be closed.
+        self.beside = 0
         #: Sessions that asked for events; while there are any, each event is rendered as a line.
         self.tracing: set[int] = set()
         self.lines: list[Line] = []
@@ -64,6 +97,45 @@ class Turn:
 
     # -- quotas: checked before anything is emitted
 
+    def limits_of(self, uid: int) -> Limits:
+        """The limits of one user: what the policy gives it, else everybody's."""
+        return self.quotas.get(uid, self.limits)
+
+    def limit_of(self, uid: int, slot: Slot) -> int:
+        """How many units of ``slot`` a user may have at this moment: its own limit, or its share of what there is."""
+        limits, accounts = self.limits_of(uid), self.state.accounts.values()
+        account = self.state.account(uid)
+        mine = account.used(slot)
+        if slot is Slot.MINTERS:
+            return limits.minters_per_uid
+        if slot is Slot.SYNC_FILES:
+            return max(0, self.share_of(uid) - account.descriptors + mine)
+        name = TABLES[slot]
+        own: int = getattr(limits, f"{name}_per_uid")
+        pool: int = getattr(self.limits, name)
+        used = [other.used(slot) for other in accounts if other is not account]
+        return min(own, allowance(pool, pool - mine - sum(used), mine, sum(map(bool, used))))
+
+    def share_of(self, uid: int) -> int:
+        """How many of the broker's descriptors there may be for a user at this moment."""
+        state, limits = self.state, self.limits
+        account = state.account(uid)
+        pool = limits.descriptors - limits.descriptor_reserve - self.beside
+        share = self.limits_of(uid).sync_files_share
+        used = n_others = 0
+        for other in state.accounts.values():
+            used += other.descriptors
+            # Who only looks takes nothing that others want.
+            n_others += other is not account and bool(other.sockets or other.used(Slot.SYNC_FILES))
+        return min(int(pool * share), allowance(pool, pool - used, account.descriptors, n_others, share))
+
+    def check_share(self, uid: int, slot: Slot, n: int = 1) -> None:
+        """Refuse with EDQUOT when a user may not have ``n`` more units of ``slot``."""
+        used = self.state.account(uid).used(slot)
+        limit = self.limit_of(uid, slot)
+        if used + n > limit:
+            self.refuse(errno.EDQUOT, QUOTAS[slot], limit, used, n)
+
     def check_sync_files(self, n: int, keep: Iterable[fx.Reference] = ()) -> None:
         """Refuse with EMFILE or EDQUOT when ``n`` more sync_files of this session's uid do not fit.
 
@@ -71,17 +143,22 @@ class Turn:
         """
         handles = {reference.handle for reference in keep if isinstance(reference, fx.KnownFence)}
         self.check_descriptors(n, "sync_files", handles)
-        limits, state = self.limits, self.state
-        account = state.account(self.session.uid)
-        pool = limits.descriptors - limits.descriptor_reserve - 2 * len(state.sessions) - len(state.sockets)
-        share = int(pool * limits.sync_files_share)
-        if account.sync_files + n > share and not self._make_room([account], account.sync_files + n - share, handles):
-            self.refuse(errno.EDQUOT, "sync_files per user", share, account.sync_files, n)
+        uid, state, limits = self.session.uid, self.state, self.limits
+        account = state.account(uid)
+        mine = account.descriptors + len(account.returned) + n
+        pool = limits.descriptors - limits.descriptor_reserve - self.beside
+        # The rule with everybody known taken for a user: who passes it needs no counting.
+        if mine * (len(state.accounts) + 1) <= pool - state.n_descriptors and mine <= int(pool * self.limits_of(uid).sync_files_share):
+            return
+        limit = self.limit_of(uid, Slot.SYNC_FILES)
+        excess = account.sync_files + n - limit
+        if excess > 0 and not self._make_room([account], excess, handles):
+            self.refuse(errno.EDQUOT, QUOTAS[Slot.SYNC_FILES], limit, account.sync_files, n)
 
     def check_descriptors(self, n: int, what: str, keep: Container[int] = ()) -> None:
         """Refuse with EMFILE when the broker's descriptor limit less the reserve does not fit ``n`` more."""
         room = self.limits.descriptors - self.limits.descriptor_reserve
-        used = self.state.n_descriptors
+        used = self.state.n_descriptors + self.beside
         if used + n > room:
             accounts = sorted(self.state.accounts.values(), key=lambda account: len(account.returned), reverse=True)
             if not self._make_room(accounts, used + n - room, keep):
@@ -100,13 +177,22 @@ class Turn:
 
     def check_timelines(self) -> None:
         """Refuse when another timeline does not fit."""
-        limits, state = self.limits, self.state
-        account = state.account(self.session.uid)
-        if account.timelines >= limits.timelines_per_uid:
-            self.refuse(errno.EDQUOT, "timelines per user", limits.timelines_per_uid, account.timelines, 1)
-        if len(state.timelines) >= limits.timelines:
+        limits, state, uid = self.limits, self.state, self.session.uid
+        account = state.account(uid)
+        own = self.limits_of(uid).timelines_per_uid
+        if account.timelines < own and len(state.timelines) >= limits.timelines:
             self.refuse(errno.EDQUOT, "timelines in all", limits.timelines, len(state.timelines), 1)
+        self.check_share(uid, Slot.TIMELINES)
+        self.check_sockets()
+
+    def check_sockets(self) -> None:
+        """Refuse when another descriptor of a timeline does not fit."""
+        uid = self.session.uid
+        self.check_share(uid, Slot.SOCKETS)
         self.check_descriptors(2, "timelines")
+        share, used = self.share_of(uid), self.state.account(uid).descriptors
+        if used >= share:
+            self.refuse(errno.EDQUOT, "descriptors per user", share, used, 1)
 
     def refuse(self, error: int, quota: str, limit: int, used: int, n: int) -> NoReturn:
         """Refuse for a quota."""

@@ -33,12 +33,8 @@ def admit(version: int, who: Credentials, config: Config, log: Log) -> None:
         raise Refusal(errno.EPERM, f"the broker does not serve uid {who.uid}: {why}; an administrator can add it and reload the broker")
 
 
-def check_room(n_sessions: int, fd: int, full: int, config: Config, n_descriptors: int) -> None:
-    """Refusal when there are too many sessions, or when the connection's own number ``fd`` shows that the table is ``full``."""
-    limits = config.limits
-    if n_sessions >= limits.sessions:
-        quota = "sessions in all"
-        raise Refusal(errno.EDQUOT, f"{quota}: {n_sessions} of {limits.sessions} are in use", (quota, limits.sessions, n_sessions))
+def check_room(fd: int, full: int, config: Config, n_descriptors: int) -> None:
+    """Refusal when the connection's own number ``fd`` shows that the table is ``full``."""
     if fd >= full:
-        quota, limit = "descriptors of the broker (sessions)", limits.descriptors
+        quota, limit = "descriptors of the broker (sessions)", config.limits.descriptors
         raise Refusal(errno.EMFILE, f"{quota}: {n_descriptors} of {limit} are in use", (quota, limit, n_descriptors))

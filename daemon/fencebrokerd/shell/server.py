@@ -342,8 +342,7 @@ class Server:
         refusal: Refusal | None = None
         try:
             admit(version, who, self._config, self._log)
-            n_sessions = len(self._peers) - len(self._silent)
-            check_room(n_sessions, peer.sock.fileno(), self._full, self._config, self._core.state.n_descriptors)
+            check_room(peer.sock.fileno(), self._full, self._config, self._core.state.n_descriptors)
             self._core.connect(peer.session, who.uid, who.gid, who.groups, who.pid, who.comm, time.monotonic_ns())
         except Refusal as err:
             refusal = err
