@@ -260,7 +260,7 @@ def test_quotas_are_per_user(spawn: Spawn, start_broker: StartBroker, folder: st
     for n, user in enumerate((first, second)):
         assert user.hold("timeline", f"broker.create_timeline('t{n}')") == "None"
     assert first("broker.create_timeline('t3')") == "QuotaExceeded [Errno 122] timelines per user: 2 of 2 are in use and 1 more do not fit"
-    assert User(spawn, broker, OWNER).greeting == "QuotaExceeded [Errno 122] sessions per user: 2 of 2 are in use"
+    assert User(spawn, broker, OWNER).greeting == "QuotaExceeded [Errno 122] sessions per user: 2 of 2 are in use and 1 more do not fit"
     other = User(spawn, broker, FRIEND)
     assert other.greeting == "in"
     assert other.hold("timeline", "broker.create_timeline('t0')") == "None"

@@ -98,6 +98,12 @@ class Broker:
         """Which session created the timeline of this socket."""
         return self.state.sockets[socket].creator
 
+    def payer_of(self, socket: int) -> int:
+        """Who asked for the descriptor of this socket; -1 for one that is closed."""
+        charge = self.state.socket_charges.get(socket)
+        uid: int = -1 if charge is None else charge.uid
+        return uid
+
     def handle_timeline(self, socket: int, message: list[Any], now: int) -> list[fx.Effect]:
         """Handle one message of a timeline's socket, already checked by ``wire.decode_timeline``."""
         turn = self._begin(now)

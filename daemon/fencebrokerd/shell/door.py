@@ -19,7 +19,7 @@ from fencebrokerd.shell.log import Log
 __all__ = ["Door"]
 
 #: Connections accepted in one turn; the rest waits for the next.
-ACCEPTS: Final = 16
+ACCEPTS: Final = 4
 
 
 class Door:

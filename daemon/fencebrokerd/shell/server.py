@@ -32,6 +32,7 @@ from fencebrokerd.shell.admission import admit, check_room
 from fencebrokerd.shell.creators import Creators
 from fencebrokerd.shell.door import Door
 from fencebrokerd.shell.eventfds import Eventfds
+from fencebrokerd.shell.fairness import EVERYBODY, NOBODY, Fairness
 from fencebrokerd.shell.identity import Identity
 from fencebrokerd.shell.log import Log, escape
 from fencebrokerd.shell.notify import notify
@@ -43,8 +44,10 @@ from fencebrokerd.shell.supervisor import Supervisor
 
 __all__ = ["Server"]
 
-#: Packets taken from one timeline's socket in one sweep: as many as a default socket can queue, so what was sent before is seen.
-SWEEP: Final = 300
+#: Packets taken from timelines' sockets in one sweep: more than a default socket can queue, so what was sent before is seen.
+SWEEP: Final = 600
+#: How many of them may be another user's than the asker's; of a busy one it is one, so that a flood delays nobody's question.
+FOREIGN: Final = 64
 #: Descriptors that no session may take: the last ones are for receiving and looking at what clients send, the others for telling a session
 #: that there is no room, until the reaper has closed it.
 MARGIN: Final = 48
@@ -73,6 +76,7 @@ class Server:
         self._reaper = Reaper()
         self._sockets = Sockets(self._identity, self._reaper, self._epoll)
         self._creators = Creators(self._epoll)
+        self._fairness = Fairness()
         self._supervisor = Supervisor(self._epoll, listeners[0].getsockname(), self._describe)
         self._peers: dict[int, Peer] = {}  # by session
         self._by_fd: dict[int, Peer] = {}
@@ -107,7 +111,7 @@ class Server:
         signals = self._signals.fileno()
         ready()
         while not self._signals.stop and not self._is_idle_for_good:
-            for fd, events in self._epoll.poll(self._timeout()):
+            for fd, events in self._fairness.order(self._epoll.poll(self._timeout()), self._uid_of):
                 if (socket_id := self._sockets.id_of(fd)) is not None:
                     self._take(socket_id)
                 elif (peer := self._by_fd.get(fd)) is not None:
@@ -281,7 +285,7 @@ class Server:
             else:
                 self._end_peer(peer, "empty packet", "it sent an empty packet")
             return
-        self._sweep()
+        self._sweep(peer.credentials.uid)
         if peer.session in self._peers:
             self._receive(peer, packet, fds)
         else:
@@ -387,15 +391,36 @@ class Server:
 
     # -- timelines
 
-    def _sweep(self) -> None:
-        """Take all that waits on timelines' sockets, in turns, a packet each."""
-        for _ in range(SWEEP):
-            found = False
+    def _sweep(self, asker: int = NOBODY) -> None:
+        """Take what waits on timelines' sockets, in turns, a packet each: all of the asker's, of others what is no flood."""
+        fairness, n = self._fairness, 0
+        foreign: dict[int, int] = {}
+        while n < SWEEP:
+            began = n
             for socket_id in self._sockets.ready():
-                found = True
+                uid = self._core.payer_of(socket_id)
+                if uid != asker:
+                    taken = foreign.get(uid, 0)
+                    if taken >= (1 if fairness.is_busy(uid) else FOREIGN):
+                        continue
+                    foreign[uid] = taken + 1
+                n += 1
+                before = fairness.work_for(uid)
                 self._take(socket_id)
-            if not found:
+                fairness.work_for(before)
+            if n == began:
                 return
+
+    def _uid_of(self, fd: int) -> int:
+        """For whom the work on a descriptor's event is."""
+        socket_id = self._sockets.id_of(fd)
+        if socket_id is not None:
+            return self._core.payer_of(socket_id)
+        peer = self._by_fd.get(fd)
+        if peer is not None:
+            uid: int = peer.credentials.uid
+            return uid
+        return EVERYBODY if fd in self._door else NOBODY
 
     def _take(self, socket_id: int) -> None:
         now = time.monotonic_ns()

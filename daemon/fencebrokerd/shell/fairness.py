@@ -1,0 +1,98 @@
+"""Whose turn it is: the user who was served least so far, of those who want something.
+
+Rule (start-time fair queueing)
+  Each user has a clock that runs while the broker works for it.  Whoever's clock shows least goes first.  A clock that shows less than the one
+  of who was served last is set to that: wanting little, or nothing for a while, is no credit.  So n users who want everything get a n-th each,
+  however many sessions and timelines each of them has, and who wants little is served next.
+Plan
+  epoll says who wants something.  After ``QUANTUM`` it is asked again, for somebody may have come who was served less.  While only one user
+  wants something, which is nearly always, none of this costs anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+__all__ = ["EVERYBODY", "NOBODY", "Fairness"]
+
+#: Work that comes before everybody's: signals to the process, its own watchdog.
+NOBODY: Final = -2
+#: Work for users who are not known yet: connections that come in.
+EVERYBODY: Final = -1
+#: How long the work on one answer of epoll goes on while others wait, in nanoseconds: some ten packets.
+QUANTUM: Final = 100_000
+#: Whoever was worked for so long of late is busy.  Of late: what is older by ``HALF`` counts half.
+BUSY: Final = 1_000_000
+HALF: Final = 50_000_000
+#: Users whose clocks are kept; one that shows no more than the least is as good as none.
+KEPT: Final = 1024
+
+Event = tuple[int, int]
+
+
+class Fairness:
+    """Orders what there is to do.  ``now`` is the clock, for tests."""
+
+    def __init__(self, now: Callable[[], int] = time.monotonic_ns) -> None:
+        self._now = now
+        self._served: dict[int, int] = {}
+        self._recent: dict[int, tuple[float, int]] = {}  # time of late, and when that was
+        self._least = 0
+        self._user = NOBODY
+        self._since = 0
+
+    def order(self, events: Sequence[Event], uid_of: Callable[[int], int]) -> Iterator[Event]:
+        """Yield the events of an epoll in the order in which they are to be handled; those that are left out come with the next poll."""
+        if len(events) == 1:
+            yield events[0]
+            return
+        waiting: dict[int, deque[Event]] = {}
+        for event in events:
+            waiting.setdefault(uid_of(event[0]), deque()).append(event)
+        yield from waiting.pop(NOBODY, ())
+        if len(waiting) < 2:
+            for queue in waiting.values():
+                yield from queue
+            return
+        self._forget()
+        began = self._now()
+        while waiting:
+            uid = min(waiting, key=self.served)
+            queue = waiting[uid]
+            event = queue.popleft()
+            if not queue:
+                del waiting[uid]
+            self._least = self.served(uid)
+            before = self.work_for(uid)
+            yield event
+            self.work_for(before)
+            if self._since - began > QUANTUM:
+                return
+
+    def served(self, uid: int) -> int:
+        """What the clock of ``uid`` shows."""
+        return max(self._served.get(uid, 0), self._least)
+
+    def is_busy(self, uid: int) -> bool:
+        """Whether there was much work for ``uid`` of late, while others wanted something too."""
+        recent, at = self._recent.get(uid, (0.0, 0))
+        return recent > BUSY and recent * 0.5 ** ((self._now() - at) / HALF) > BUSY
+
+    def work_for(self, uid: int) -> int:
+        """From now on the broker works for ``uid``; returns for whom it did until now."""
+        now, before = self._now(), self._user
+        if before != NOBODY:
+            elapsed = now - self._since
+            recent, at = self._recent.get(before, (0.0, now))
+            self._served[before] = self.served(before) + elapsed
+            self._recent[before] = recent * 0.5 ** ((now - at) / HALF) + elapsed, now
+        self._user, self._since = uid, now
+        return before
+
+    def _forget(self) -> None:
+        if len(self._served) > KEPT:
+            self._served = {uid: clock for uid, clock in self._served.items() if clock > self._least}
+            self._recent = {uid: recent for uid, recent in self._recent.items() if uid in self._served}
