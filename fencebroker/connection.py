@@ -25,6 +25,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from fencebroker import wire
 from fencebroker.errors import BrokerUnavailable, QuotaExceeded, exception_from_refusal
 from fencebroker.fds import OwnedFd, Truncated, close_all, recv_packet, send_packet
+from fencebroker.known import KnownFds
 from fencebroker.protocol import Conversation, Move
 
 __all__ = ["Connection", "Request", "Session", "forks", "generation", "open_connections"]
@@ -152,10 +153,12 @@ class Connection:
         self._unexposed: list[int] = []
         self._exposed: list[int] = []
         self.epoch = object()  # handles belong to one epoch: to one session
+        self.known = KnownFds()
         self.conversation = Conversation()
 
     def _connect(self) -> None:
         self._sock = connect_socket(self.path)
+        self.known = KnownFds()
         self.conversation = Conversation()
         try:
             self.conversation.move(Move.HELLO)
@@ -299,6 +302,7 @@ class Connection:
 
     def _lose(self) -> None:
         sock, self._sock = self._sock, None
+        self.known.close()
         if sock is not None:
             sock.close()
 
@@ -324,6 +328,7 @@ class Connection:
         """In the child: the socket is the parent's.  Close this copy, silently, and start over when next used."""
         closed = self._closed
         sock = self._sock
+        self.known.abandon()
         self._setup()
         self._closed = closed
         if sock is not None:

@@ -15,6 +15,8 @@ Rules
 from __future__ import annotations
 
 import array
+import fcntl
+import functools
 import os
 import re
 import select
@@ -39,7 +41,7 @@ __all__ = [
     "status_word",
 ]
 
-_SPACE: Final = socket.CMSG_SPACE(253 * array.array("i").itemsize)
+_SPACE: Final = socket.CMSG_SPACE(253 * 4)  # a descriptor is an int of four bytes
 # Plain ints: or-ing the enum's members costs more than some of the system calls they are for.
 #: For send_packet and recv_packet: BlockingIOError instead of waiting.
 NOWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -47,12 +49,22 @@ _NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _DESCRIPTORS_CUT: Final = int(socket.MSG_CTRUNC)
+_SOL_SOCKET: Final = int(socket.SOL_SOCKET)
+_SCM_RIGHTS: Final = int(socket.SCM_RIGHTS)
+_array: Final = array.array
 _FLAGS: Final = os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE
+_POLLIN: Final = select.POLLIN
+_POLLOUT: Final = select.POLLOUT
+_POLLNVAL: Final = select.POLLNVAL
+_INOUT: Final = _POLLIN | _POLLOUT
+_poller: Final = select.poll
 #: As much as any packet may have; a larger one shows as truncated.
 _RECEIVE: Final = 16 * 1024
 #: A descriptor is a C int.
 MAX_FD: Final = 2**31 - 1
 _FIELDS: Final = re.compile(rb"^eventfd-(count|id|semaphore):\s*(\w+)", re.MULTILINE)
+#: fcntl: are two descriptors the same open file?  Linux 6.10.
+F_DUPFD_QUERY: Final = 1024 + 3
 #: Written for OK.  2**64 - 1 would be EINVAL.
 OK_WORD: Final = 2**64 - 2
 
@@ -146,7 +158,7 @@ def send_packet(sock: socket.socket, packet: bytes, fds: Sequence[int] = (), fla
     if not packet:
         raise ValueError("packet must not be empty: it would read like end-of-file")
     if fds:
-        sock.sendmsg((packet,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),), flags | _NOSIGNAL)
+        sock.sendmsg((packet,), ((_SOL_SOCKET, _SCM_RIGHTS, _array("i", fds)),), flags | _NOSIGNAL)
     else:
         sock.send(packet, flags | _NOSIGNAL)
 
@@ -176,16 +188,26 @@ def close_all(fds: Iterable[OwnedFd]) -> None:
 
 
 def _own(control: Iterable[tuple[int, int, bytes]]) -> list[OwnedFd]:
-    numbers = array.array("i")
+    numbers: list[int] = []
     for level, kind, data in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+        if level == _SOL_SOCKET and kind == _SCM_RIGHTS:
+            numbers += _array("i", data[: len(data) & ~3])
     return [OwnedFd(number) for number in numbers]
 
 
 def new_fence_eventfd() -> int:
     """Return a new eventfd in the form of a sync_file: close-on-exec, non-blocking, semaphore, count 0.  The caller owns it."""
     return os.eventfd(0, _FLAGS)
+
+
+@functools.cache
+def can_compare() -> bool:
+    """Say whether this kernel has F_DUPFD_QUERY."""
+    with OwnedFd(new_fence_eventfd()) as fd:
+        try:
+            return fcntl.fcntl(fd.fileno(), F_DUPFD_QUERY, fd.fileno()) == 1
+        except OSError:
+            return False
 
 
 def status_word(status: int) -> int:
@@ -258,13 +280,15 @@ def is_hung_up(fd: int) -> bool:
 
 
 def _poll(fd: int, events: int, timeout_ms: int | None) -> int:
-    poller = select.poll()
+    poller = _poller()
     poller.register(fd, events)
-    for _, happened in poller.poll(timeout_ms):
-        if happened & select.POLLNVAL:
-            raise OSError(9, "descriptor is not open")
-        return happened
-    return 0
+    ready = poller.poll(timeout_ms)
+    if not ready:
+        return 0
+    happened = ready[0][1]
+    if happened & _POLLNVAL:
+        raise OSError(9, "descriptor is not open")
+    return happened
 
 
 def peek_status(fd: int) -> int | None:
@@ -272,10 +296,10 @@ def peek_status(fd: int) -> int | None:
 
     No broker is asked.  0.5 us while active or OK, some 10 us for an error.  OSError EBADF if ``fd`` is not open.
     """
-    happened = _poll(fd, select.POLLIN | select.POLLOUT, 0)
-    if not happened & select.POLLIN:
+    happened = _poll(fd, _INOUT, 0)
+    if not happened & _POLLIN:
         return ACTIVE
-    if not happened & select.POLLOUT:
+    if not happened & _POLLOUT:
         return OK
     info = read_fdinfo(fd)
     return None if info is None else status_from_count(info.count)

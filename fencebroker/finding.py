@@ -21,7 +21,7 @@ from fencebroker.connection import Connection, generation
 from fencebroker.errors import BrokerUnavailable
 from fencebroker.fds import OwnedFd
 
-__all__ = ["close_shared", "default_connection", "find", "shared_connection", "start_user_broker"]
+__all__ = ["close_shared", "current_default", "default_connection", "find", "shared_connection", "start_user_broker"]
 
 IDLE_EXIT: Final = 30
 START_SECONDS: Final = 15.0
@@ -155,6 +155,11 @@ def default_connection() -> Connection:
         if _default is None or not (_default.is_open or _default.may_reconnect):
             _default = find(None, True)
         return _default
+
+
+def current_default() -> Connection | None:
+    """The default connection if there is one; it may be closed or lost."""
+    return _default
 
 
 def close_shared() -> None:

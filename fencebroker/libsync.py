@@ -23,6 +23,7 @@ Rules
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import select
@@ -35,8 +36,8 @@ from fencebroker import requests, wire
 from fencebroker.connection import Connection, Request
 from fencebroker.errors import BrokerUnavailable, NotASyncFile
 from fencebroker.fds import MAX_FD, NOWAIT, OwnedFd, new_fence_eventfd, peek_status, send_packet
-from fencebroker.finding import default_connection
-from fencebroker.model import U64_MAX
+from fencebroker.finding import current_default, default_connection
+from fencebroker.model import ACTIVE, U64_MAX
 
 if TYPE_CHECKING:
     from fencebroker.model import SyncFileInfo
@@ -105,10 +106,10 @@ def _u(value: object, argument: str, most: int) -> int:
 
 
 def _is_open(fd: int) -> bool:
-    if fd > MAX_FD:
+    if not 0 <= fd <= MAX_FD:
         return False
     try:
-        os.fstat(fd)
+        fcntl.fcntl(fd, fcntl.F_GETFD)
     except OSError:
         return False
     return True
@@ -161,8 +162,7 @@ def sync_wait(fd: int, timeout: int) -> None:
     connection = _connection()
     try:
         if timeout == 0:
-            row, _, _ = _call(connection, _page(fd, 0))
-            if not row[1]:
+            if not _row(connection, fd, forged)[1]:
                 raise _error(errno.ETIME, f"fd {fd} has not signalled")
             return
         status, wait = _call(connection, requests.wait_start(connection, fd))
@@ -238,13 +238,17 @@ def sync_merge(name: str, fd1: int, fd2: int) -> int:
     OSError, in this order: EBADF (``fd1`` is not open) or ENOTTY (it is no eventfd); EMFILE; ENOTTY (``fd1`` is an eventfd of another broker
     or of none); ENOENT (``fd2`` is not open or no sync_file).
     """
-    first, second = _open_fd(fd1, "fd1"), _number(fd2, "fd2")
+    first = _fd(fd1, "fd1")
+    one = _active_handle(first)
+    if one is None:
+        _open_fd(first, "fd1")
+    second = _number(fd2, "fd2")
     if not isinstance(name, (str, bytes)):
         raise TypeError(f"name must be a str or bytes, not {type(name).__name__}")
     reason = f"fd2 is not open: {second}"
     try:
         if 0 <= second <= MAX_FD:
-            return _call(_connection(), Request(wire.MERGE, ([None, None], _cut(name), False), requests.raw, (first, second), 1))
+            return _merge(_cut(name), first, one, second, _active_handle(second))
     except NotASyncFile as err:
         reason = f"fd2: {err}"
     except OSError as err:
@@ -257,8 +261,43 @@ def sync_merge(name: str, fd1: int, fd2: int) -> int:
     raise _error(errno.ENOENT, reason)
 
 
+def _merge(name: str, first: int, one: int | None, second: int, two: int | None) -> int:
+    """Merge two sync_files; each is named by its handle, or shown where that is None."""
+    connection = _connection()
+    shown = [fd for fd, handle in ((first, one), (second, two)) if handle is None]
+    try:
+        fd, handle = _call(connection, requests.merge_raw([one, two], shown, name))
+    except OSError as err:
+        if err.errno != errno.EBADF or len(shown) == 2:
+            raise
+        # The broker has forgotten what was named, or it was of an earlier session.
+        fd, handle = _call(connection, requests.merge_raw([None, None], [first, second], name))
+    connection.known.add(fd, handle)
+    return fd
+
+
+def _active_handle(fd: int) -> int | None:
+    """The handle of an active sync_file that this process's session asked for.
+
+    What is readable is shown instead: the broker looks whether it carries what it should.
+    """
+    connection = current_default()
+    handle = None if connection is None else connection.known.find(fd)
+    return handle if handle is not None and _carries(fd) == ACTIVE else None
+
+
+def _carries(fd: int) -> int | None:
+    """The status that a descriptor carries; None if it carries none."""
+    try:
+        return peek_status(fd)
+    except OSError:  # another thread closed it
+        return None
+
+
 def _cut(name: str | bytes) -> str:
     """What fits into struct sync_merge_data: 31 bytes, up to a NUL."""
+    if type(name) is str and len(name) <= 31 and name.isascii() and "\0" not in name:
+        return name
     raw = name if isinstance(name, bytes) else name.encode(errors="surrogateescape")
     return raw.split(b"\0")[0][:31].decode(errors="ignore")
 
@@ -272,31 +311,61 @@ def _check_eventfd(fd: int, argument: str) -> None:
 
 def _check_sync_file(connection: Connection, fd: int, argument: str) -> None:
     try:
-        _call(connection, _page(fd, 0))
+        _call(connection, requests.info_raw(None, (fd,), 0))
     except NotASyncFile as err:
         raise _error(errno.ENOTTY, f"{argument}: {err}") from err
 
 
 def sync_file_info(fd: int) -> SyncFileInfo:
     """Return name, status and the fences of ``fd``.  OSError: EBADF when it is not open, ENOTTY when it is no sync_file."""
-    fd = _open_fd(fd)
+    fd = _fd(fd, "fd")
+    info = _info_by_name(fd)
+    if info is not None:
+        return info
+    _open_fd(fd)
     try:
-        return requests.sync_file_info(*_pages(_connection(), fd))
+        return requests.sync_file_info(*_pages(_connection(), None, (fd,)))
     except NotASyncFile as err:
         raise _error(errno.ENOTTY, str(err)) from err
 
 
-def _pages(connection: Connection, fd: int) -> tuple[list[Any], list[list[Any]]]:
-    row, following, rows = _call(connection, _page(fd, 0))
+def _info_by_name(fd: int) -> SyncFileInfo | None:
+    """Ask for a sync_file that this process's session asked for; None if it has to be shown.
+
+    So it is when it does not carry the status that the broker knows: the broker looks at what it is shown, and notes who wrote to it.
+    """
+    connection = current_default()
+    handle = None if connection is None else connection.known.find(fd)
+    if connection is None or handle is None:
+        return None
+    carried = _carries(fd)
+    try:
+        row, rows = _pages(connection, handle, ())
+    except OSError as err:
+        if err.errno != errno.EBADF:
+            raise
+        return None  # the broker has forgotten it
+    return requests.sync_file_info(row, rows) if row[1] == carried else None
+
+
+def _row(connection: Connection, fd: int, show: bool) -> list[Any]:
+    """The row of a sync_file that does not look as if it had signalled; ``show`` it to the broker, or name it if possible."""
+    handle = None if show else connection.known.find(fd)
+    if handle is not None:
+        try:
+            return _call(connection, requests.info_raw(handle, (), 0))[0]
+        except OSError as err:
+            if err.errno != errno.EBADF:
+                raise
+    return _call(connection, requests.info_raw(None, (fd,), 0))[0]
+
+
+def _pages(connection: Connection, ref: int | None, fds: tuple[int, ...]) -> tuple[list[Any], list[list[Any]]]:
+    row, following, rows = _call(connection, requests.info_raw(ref, fds, 0))
     while following is not None:
-        row, following, more = _call(connection, _page(fd, following))
+        row, following, more = _call(connection, requests.info_raw(ref, fds, following))
         rows += more
     return row, rows
-
-
-def _page(fd: int, cursor: int) -> Request[tuple[list[Any], int | None, list[list[Any]]]]:
-    """Like requests.info_page, for a raw descriptor: whether it is open, the kernel says when it is sent."""
-    return Request(wire.INFO, (None, cursor), requests.three, (fd,))
 
 
 def _open_fd(value: int, argument: str = "fd") -> int:
@@ -394,11 +463,12 @@ def sw_sync_fence_create(fd: int, name: str, value: int) -> int:
 
 
 def _create(connection: Connection, context: int, value: int) -> int:
-    fd, current = _call(connection, requests.export_raw(context, value))
+    fd, handle, current = _call(connection, requests.export_raw(context, value))
     seqno = nearest(value, current)
     if seqno != value:  # the timeline has counted past 2**31; at its value or below, what was made has signalled and costs nobody anything
         os.close(fd)
-        fd, _ = _call(connection, requests.export_raw(context, seqno))
+        fd, handle, _ = _call(connection, requests.export_raw(context, seqno))
+    connection.known.add(fd, handle)
     return fd
 
 
@@ -421,7 +491,7 @@ def sw_sync_get_deadline(fd: int) -> int:
         raise _error(errno.EINVAL, f"fd is not open: {number}")
     connection = _connection()
     try:
-        info = requests.sync_file_info(*_pages(connection, number))
+        info = requests.sync_file_info(*_pages(connection, None, (number,)))
     except NotASyncFile as err:
         raise _error(errno.EINVAL, str(err)) from err
     if info.num_fences != 1 or info.fences[0].driver_name != _DRIVER or info.fences[0].context != info.context:

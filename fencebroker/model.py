@@ -114,8 +114,7 @@ class ProcessInfo(NamedTuple):
         return f"pid {self.pid}, {self.comm}"
 
 
-@dataclass(frozen=True, slots=True)
-class SyncFenceInfo:
+class SyncFenceInfo(NamedTuple):
     """One fence of a sync_file (struct sync_fence_info, plus who owns it)."""
 
     obj_name: str  #: the timeline's name
@@ -131,8 +130,7 @@ class SyncFenceInfo:
     expires_ns: int | None  #: when it fails with ETIME
 
 
-@dataclass(frozen=True, slots=True)
-class SyncFileInfo:
+class SyncFileInfo(NamedTuple):
     """What a sync_file is (struct sync_file_info, plus what only a broker knows)."""
 
     name: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fencebroker import sync_file as sf
@@ -69,19 +69,30 @@ def export(context: int, seqnos: list[int] | None, name: str, private: bool, lab
     return Request(wire.EXPORT, (context, seqnos, name, private), finish, makes=1 if seqnos is None else len(seqnos))
 
 
-def raw(connection: Session, results: list[Any], fds: list[OwnedFd]) -> int:
-    """Finish with the descriptor alone: whoever closes that tells nobody, so its handle is given back at once."""
-    connection.release(results[0], exposed=True, at_once=False)
-    return fds[0].detach()
+def _raw(connection: Session, results: list[Any], fds: list[OwnedFd]) -> tuple[int, int]:
+    """Finish with the descriptor and its handle, which is given back at once: whoever closes the descriptor tells nobody."""
+    handle = results[0]
+    connection.release(handle, exposed=True, at_once=False)
+    return fds[0].detach(), handle
 
 
-def export_raw(context: int, seqno: int) -> Request[tuple[int, int]]:
-    """-> a raw sync_file for one seqno, and the timeline's value when it was made."""
+def _raw_and_value(connection: Session, results: list[Any], fds: list[OwnedFd]) -> tuple[int, int, int]:
+    return *_raw(connection, results, fds), results[2]
 
-    def finish(connection: Session, results: list[Any], fds: list[OwnedFd]) -> tuple[int, int]:
-        return raw(connection, results, fds), results[2]
 
-    return Request(wire.EXPORT, (context, [seqno], "", False), finish, makes=1)
+def export_raw(context: int, seqno: int) -> Request[tuple[int, int, int]]:
+    """-> a raw sync_file for one seqno, its handle, and the timeline's value when it was made."""
+    return Request(wire.EXPORT, (context, [seqno], "", False), _raw_and_value, (), 1)
+
+
+def merge_raw(refs: list[int | None], fds: list[int], name: str) -> Request[tuple[int, int]]:
+    """-> a raw sync_file of several, and its handle."""
+    return Request(wire.MERGE, (refs, name, False), _raw, fds, 1)
+
+
+def info_raw(ref: int | None, fds: Sequence[int], cursor: int) -> Request[tuple[list[Any], int | None, list[list[Any]]]]:
+    """Like info_page, for a raw descriptor: whether it is open, the kernel says when it is sent."""
+    return Request(wire.INFO, (ref, cursor), three, fds)
 
 
 def _one(name: str, point: str | None = None) -> Any:
@@ -196,22 +207,10 @@ def call_info(connection: Connection, source: int | HasFileno) -> SyncFileInfo:
 def sync_file_info(row: list[Any], rows: list[list[Any]]) -> SyncFileInfo:
     """Build the value a user sees from the rows of the wire, to which a newer broker may have appended columns."""
     name, status, n_fences, handle, context, seqno, creator, created, timestamp, deadline, expires, tampered, detached = row[:13]
+    fences = tuple([fence_info(fence) for fence in rows])
+    who = None if creator is None else ProcessInfo(*creator)
     return SyncFileInfo(
-        name,
-        status,
-        0,
-        n_fences,
-        tuple(fence_info(fence) for fence in rows),
-        handle,
-        context,
-        seqno,
-        None if creator is None else ProcessInfo(*creator),
-        created,
-        timestamp,
-        deadline,
-        expires,
-        tampered,
-        detached,
+        name, status, 0, n_fences, fences, handle, context, seqno, who, created, timestamp, deadline, expires, tampered, detached
     )
 
 

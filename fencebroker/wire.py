@@ -98,6 +98,10 @@ class Spec(NamedTuple):
     answered: bool = True
 
 
+def _is_positive_or_nil(x: Any) -> bool:
+    return x is None or (type(x) is int and 1 <= x <= U64_MAX)
+
+
 def _is_u64(x: Any) -> bool:
     return type(x) is int and 0 <= x <= U64_MAX
 
@@ -128,7 +132,7 @@ def _is_errno_or_0(x: Any) -> bool:
 
 def _text(limit: int) -> Check:
     def check(x: Any) -> bool:
-        return type(x) is str and len(x) <= limit and "\0" not in x and len(x.encode()) <= limit
+        return type(x) is str and len(x) <= limit and "\0" not in x and (x.isascii() or len(x.encode()) <= limit)
 
     return check
 
@@ -161,12 +165,12 @@ _is_timeline_name = _text(MAX_TIMELINE_NAME)
 _is_file_name = _text(MAX_SYNC_FILE_NAME)
 
 CONTEXT: Final = Field("context", "u64", _is_u64)
-REF: Final = Field("ref", "handle, or nil for the descriptor that comes along", _optional(_is_positive))
+REF: Final = Field("ref", "handle, or nil for the descriptor that comes along", _is_positive_or_nil)
 NAME: Final = Field("name", "str, at most 31 bytes; empty: named by the broker", _is_file_name)
 CURSOR: Final = Field("cursor", "u64; 0 for the first page", _is_u64)
 MODE: Final = Field("mode", "permission bits 0..0o777", _is_mode)
 OPENED: Final = Field("name", "str: name or uid/name", _text(2 * MAX_TIMELINE_NAME + 1))
-EXPIRY: Final = Field("expiry_ns", "u64 from now, or nil for none", _optional(_is_positive))
+EXPIRY: Final = Field("expiry_ns", "u64 from now, or nil for none", _is_positive_or_nil)
 
 REQUESTS: Final[dict[int, Spec]] = {
     HELLO: Spec("hello", (Field("version", "u16", _is_version), Field("client", "str, at most 255 bytes", _text(255)))),
@@ -195,7 +199,7 @@ REQUESTS: Final[dict[int, Spec]] = {
     MERGE: Spec(
         "merge",
         (
-            Field("refs", "list of 1 to 1024 handles; nil stands for the next descriptor", _list_of(_optional(_is_positive), 1, 1024)),
+            Field("refs", "list of 1 to 1024 handles; nil stands for the next descriptor", _list_of(_is_positive_or_nil, 1, 1024)),
             NAME,
             Field("any", "bool: signal with the first member, not the last", _is_bool),
         ),
@@ -234,7 +238,9 @@ TIMELINE_OPS: Final[dict[int, Spec]] = {
     CANCEL: Spec("cancel", (Field("error", "errno 1..4095", _is_errno),), answered=False),
 }
 
-encode: Final[Callable[[Sequence[Any]], bytes]] = msgpack.packb
+#: One packer for all: making one costs more than packing.  It makes no container and runs no code of Python's while it packs, so neither
+#: another thread nor the garbage collector can come in between.
+encode: Final[Callable[[Sequence[Any]], bytes]] = msgpack.Packer().pack
 
 
 def _decode(packet: bytes) -> Message:
@@ -253,9 +259,9 @@ def _check_fields(spec: Spec, message: Message, first: int) -> None:
     fields = spec.fields
     if len(message) != first + len(fields):
         raise Malformed(f"{spec.name} has {len(message) - first} arguments, not {len(fields)}")
-    for field in fields:
-        if not field.check(message[first]):
-            raise Malformed(f"{spec.name}: {field.name} must be {field.what}")
+    for name, what, check in fields:
+        if not check(message[first]):
+            raise Malformed(f"{spec.name}: {name} must be {what}")
         first += 1
 
 
@@ -265,7 +271,7 @@ def decode_request(packet: bytes, n_descriptors: int) -> tuple[Message, Spec | N
     Raises Malformed.  ``n_descriptors`` is how many descriptors came with the packet.
     """
     message = _decode(packet)
-    if len(message) < 2 or not _is_positive(message[0]) or type(message[1]) is not int:
+    if len(message) < 2 or type(message[0]) is not int or not 1 <= message[0] <= U64_MAX or type(message[1]) is not int:
         raise Malformed("a request starts with a serial of 1..2**64-1 and an op")
     spec = REQUESTS.get(message[1])
     if spec is None:
@@ -315,7 +321,7 @@ def decode_answer(packet: bytes) -> Message:
         raise Malformed("an answer starts with a serial and an errno")
     if message[0]:
         error = message[1]
-        if not _is_errno_or_0(error):
+        if type(error) is not int or not 0 <= error <= MAX_ERRNO:
             raise Malformed("an answer's second element is an errno or 0")
         if error and not (len(message) == 4 and type(message[2]) is str and type(message[3]) is list):
             raise Malformed("a refusal is [serial, errno, text, detail]")

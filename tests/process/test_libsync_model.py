@@ -373,8 +373,14 @@ class Machine(RuleBasedStateMachine):
         self.bury(producer)
 
     def bury(self, producer: Producer) -> None:
-        for pair in [pair for pair in self.lines if isinstance(pair[0], Remote) and pair[0].producer is producer]:
+        """Which of its timelines goes first is the kernel's business: the broker's timestamps say it."""
+        pairs = [pair for pair in self.lines if isinstance(pair[0], Remote) and pair[0].producer is producer]
+        if len(pairs) > 1:
+            ended = {row[8]: row[7] for row in self.broker._listing("fences") if row[6] == -errno.ENOENT}
+            pairs.sort(key=lambda pair: ended.get(pair[1].context, 0))
+        for pair in pairs:
             self.lines.remove(pair)
+            self.now += 1
             pair[1].close(self.now)
 
     # -- descriptors

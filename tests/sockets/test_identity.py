@@ -25,8 +25,8 @@ def identity(request: pytest.FixtureRequest) -> Identity:
     """With F_DUPFD_QUERY, and as on a kernel before 6.10."""
     identity = Identity()
     if request.param == "by number only":
-        identity._has_query = False
-    elif not identity._has_query:
+        identity._can_compare = False
+    elif not identity._can_compare:
         not_run("this kernel has no F_DUPFD_QUERY")
     return identity
 
@@ -112,7 +112,7 @@ def test_the_same_descriptor_number_with_another_file_is_not_ours(identity: Iden
 
 def test_few_numbers_are_unread_after_catching_up(make: Callable[[], int]) -> None:
     identity = Identity()
-    identity._has_query = False
+    identity._can_compare = False
     fds = [make() for _ in range(LAZY + 100)]
     for handle, fd in enumerate(fds, 1):
         identity.add_eventfd(handle, fd)

@@ -102,9 +102,14 @@ class Array(Fence):
         self.charge = charge
         self.members = dict.fromkeys(members)
         self.any = any
-        self.n_pending = sum(1 for member in members if not member.status)
-        failed = [member for member in members if member.status < 0]
-        self.error = min(failed, key=lambda member: member.timestamp).status if failed else 0
+        self.n_pending = 0
+        first: Fence | None = None
+        for member in members:
+            if not member.status:
+                self.n_pending += 1
+            elif member.status < 0 and (first is None or member.timestamp < first.timestamp):
+                first = member
+        self.error = 0 if first is None else first.status
 
     @property
     def names(self) -> tuple[str, str]:
@@ -138,9 +143,9 @@ class Placeholder(Fence):
 
 
 class SyncFile:
-    """A descriptor that carries a fence.  ``session`` is None once its handle was closed."""
+    """A descriptor that carries a fence.  ``asker`` is the session that asked for it, ``session`` too until its handle was closed, then None."""
 
-    __slots__ = ("charge", "comm", "created", "fence", "handle", "name", "pid", "private", "session", "tampered", "uid")
+    __slots__ = ("asker", "charge", "comm", "created", "fence", "handle", "name", "pid", "private", "session", "tampered", "uid")
 
     def __init__(
         self, handle: int, fence: Fence, name: str, session: int, who: tuple[int, int, str], created: int, private: bool, charge: Charge
@@ -148,6 +153,7 @@ class SyncFile:
         self.handle = handle
         self.fence = fence
         self.name = name
+        self.asker = session
         self.session: int | None = session
         self.uid, self.pid, self.comm = who
         self.created = created
@@ -164,4 +170,5 @@ class SyncFile:
 def automatic_name(fence: Fence) -> str:
     """What the kernel calls a sync_file without a name of its own, after the fence that it carries."""
     driver, timeline = fence.names
-    return f"{driver}-{timeline}{fence.context}-{fence.seqno}".encode()[:31].decode(errors="ignore")
+    name = f"{driver}-{timeline}{fence.context}-{fence.seqno}"
+    return name[:31] if name.isascii() else name.encode()[:31].decode(errors="ignore")

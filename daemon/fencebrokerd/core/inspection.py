@@ -58,7 +58,13 @@ def info(turn: Turn, ref: int | None, reference: fx.Reference | None, cursor: in
     handle = ref if ref is not None else reference.handle if isinstance(reference, fx.KnownFence) else 0
     sync_file = turn.state.sync_files[handle]
     fences = leaves(fence)
-    page, following = _page(fences[cursor:], fence_row, lambda index: cursor + index)
+    wanted = fences[cursor:]
+    page: list[list[Any]]
+    following: int | None = None
+    if len(wanted) == 1:  # almost always; there is nothing to measure then
+        page = [fence_row(wanted[0])]
+    else:
+        page, following = _page(wanted, fence_row, lambda index: cursor + index)
     row = [
         sync_file.label,
         fence.status,

@@ -8,7 +8,8 @@ first error (docs/design.md, section 4).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from fencebrokerd.core.fence import Array, Fence
@@ -24,9 +25,14 @@ class Plan(NamedTuple):
     timestamp: int
 
 
-def unwrap(fences: Iterable[Fence], any: bool = False) -> list[Fence]:
+def unwrap(fences: Sequence[Fence], any: bool = False) -> list[Fence]:
     """Replace arrays by their members where that means the same, in order and without repetition."""
-    work = list(fences)[::-1]
+    for fence in fences:
+        if isinstance(fence, Array):
+            break
+    else:
+        return list(dict.fromkeys(fences))
+    work = list(fences[::-1])
     flat: dict[Fence, None] = {}
     while work:
         fence = work.pop()
@@ -39,7 +45,9 @@ def unwrap(fences: Iterable[Fence], any: bool = False) -> list[Fence]:
 
 def leaves(fence: Fence) -> list[Fence]:
     """The fences a query lists for ``fence``: containers of every kind are unwrapped."""
-    work = [fence]
+    if not isinstance(fence, Array):
+        return [fence]
+    work: list[Fence] = [fence]
     seen = {fence.id}
     flat: list[Fence] = []
     while work:
@@ -54,13 +62,14 @@ def leaves(fence: Fence) -> list[Fence]:
     return flat
 
 
-def plan_all(fences: Iterable[Fence]) -> Plan:
-    """Signals when all have signalled."""
-    flat = unwrap(fences)
-    failed = [fence for fence in flat if fence.status < 0]
+def plan_all(flat: Sequence[Fence]) -> Plan:
+    """Signals when all have signalled.  ``flat`` is what ``unwrap`` returned."""
+    failed: list[Fence] = []
     latest: dict[int, Fence] = {}
     for fence in flat:
-        if not fence.status:
+        if fence.status < 0:
+            failed.append(fence)
+        elif not fence.status:
             rival = latest.get(fence.context)
             if rival is None or fence.seqno > rival.seqno:
                 latest[fence.context] = fence
@@ -68,13 +77,11 @@ def plan_all(fences: Iterable[Fence]) -> Plan:
         if failed:
             return Plan(min(failed, key=lambda fence: fence.timestamp), (), 0)
         return Plan(None, (), max(fence.timestamp for fence in flat))
-    members = sorted([*failed, *latest.values()], key=lambda fence: (fence.context, fence.seqno))
-    return _plan(members)
+    return _plan(sorted([*failed, *latest.values()], key=_by_point))
 
 
-def plan_any(fences: Iterable[Fence]) -> Plan:
+def plan_any(flat: Sequence[Fence]) -> Plan:
     """Signals when the first has signalled, with its status.  Of one context the earliest point is enough."""
-    flat = unwrap(fences, any=True)
     done = [fence for fence in flat if fence.status]
     if done:
         return Plan(min(done, key=lambda fence: fence.timestamp), (), 0)
@@ -83,7 +90,10 @@ def plan_any(fences: Iterable[Fence]) -> Plan:
         rival = earliest.get(fence.context)
         if rival is None or fence.seqno < rival.seqno:
             earliest[fence.context] = fence
-    return _plan(sorted(earliest.values(), key=lambda fence: fence.context))
+    return _plan(sorted(earliest.values(), key=_by_point))
+
+
+_by_point = attrgetter("context", "seqno")
 
 
 def _plan(members: list[Fence]) -> Plan:

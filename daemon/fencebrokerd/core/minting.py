@@ -243,14 +243,15 @@ def export(turn: Turn, context: int, seqnos: list[int] | None, name: str, privat
 def find_fence(turn: Turn, ref: int | None, reference: fx.Reference | None, error: int = errno.EINVAL) -> Fence:
     """Return the fence that a handle or a descriptor stands for; Refusal with ``error`` if the descriptor is no sync_file of ours.
 
-    The fence of a detached descriptor is not on record; ``_on_record`` puts it there.
+    A session may name what it asked for as long as it is on record, also when it has given the handle back: it may still have the
+    descriptor.  The fence of a detached descriptor is not on record; ``_on_record`` puts it there.
     """
     state = turn.state
     if ref is not None:
-        sync_file = turn.session.handles.get(ref)
-        if sync_file is None:
+        named = state.sync_files.get(ref)
+        if named is None or named.asker != turn.session.id:
             raise Refusal(errno.EBADF, f"handle {ref} is not one of this session")
-        return sync_file.fence
+        return named.fence
     if isinstance(reference, fx.KnownFence):
         sync_file = state.sync_files[reference.handle]
         if reference.carried != sync_file.fence.status and not sync_file.tampered:
@@ -264,7 +265,7 @@ def find_fence(turn: Turn, ref: int | None, reference: fx.Reference | None, erro
 
 def import_sync_file(turn: Turn, name: str, ref: int | None, reference: fx.Reference | None) -> None:
     """Make a private sync_file for the fence that a descriptor carries."""
-    turn.check_sync_files(1, keep=() if reference is None else (reference,))
+    turn.check_sync_files(1, (ref,), () if reference is None else (reference,))
     fence = _on_record(turn, find_fence(turn, ref, reference))
     handle = carry(turn, fence, name)
     turn.answer(handle, fence.context, fence.shown_seqno, handles=(handle,))
@@ -272,14 +273,13 @@ def import_sync_file(turn: Turn, name: str, ref: int | None, reference: fx.Refer
 
 def merge(turn: Turn, refs: Sequence[int | None], references: Sequence[fx.Reference], name: str, any: bool) -> None:
     """Make one sync_file of several fences."""
-    turn.check_sync_files(1, keep=references)
+    turn.check_sync_files(1, refs, references)
     shown = iter(references)
-    fences = [find_fence(turn, ref, next(shown) if ref is None else None, errno.ENOENT) for ref in refs]
+    flat = unwrap([find_fence(turn, ref, next(shown) if ref is None else None, errno.ENOENT) for ref in refs], any)
     limit = turn.limits.merge_members
-    n_members = len(unwrap(fences, any))
-    if n_members > limit:
-        raise Refusal(errno.EINVAL, f"fences must have at most {limit} members when unwrapped, not {n_members}")
-    plan = plan_any(fences) if any else plan_all(fences)
+    if len(flat) > limit:
+        raise Refusal(errno.EINVAL, f"fences must have at most {limit} members when unwrapped, not {len(flat)}")
+    plan = plan_any(flat) if any else plan_all(flat)
     _check_members(turn, len(plan.members))
     fence = _build(turn, plan, any)
     handle = carry(turn, fence, name)
@@ -313,7 +313,7 @@ def _build(turn: Turn, plan: Plan, any: bool) -> Fence:
     if not plan.members:
         turn.emit(e.StubCreated(id, OK, plan.timestamp, turn.session.uid, False, turn.now))
         return state.fences[id]
-    members = tuple(_on_record(turn, member).id for member in plan.members)
+    members = tuple([_on_record(turn, member).id for member in plan.members])
     id = state.next_fence
     turn.emit(e.ArrayCreated(id, state.next_context, members, any, turn.session.uid, None, turn.now))
     return state.fences[id]

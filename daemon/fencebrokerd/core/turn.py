@@ -136,13 +136,11 @@ class Turn:
         if used + n > limit:
             self.refuse(errno.EDQUOT, QUOTAS[slot], limit, used, n)
 
-    def check_sync_files(self, n: int, keep: Iterable[fx.Reference] = ()) -> None:
+    def check_sync_files(self, n: int, refs: Iterable[int | None] = (), references: Iterable[fx.Reference] = ()) -> None:
         """Refuse with EMFILE or EDQUOT when ``n`` more sync_files of this session's uid do not fit.
 
-        Copies of signalled ones, kept in case somebody asks, give way; not those that this request shows (``keep``).
+        Copies of signalled ones, kept in case somebody asks, give way; not those that this request names or shows.
         """
-        handles = {reference.handle for reference in keep if isinstance(reference, fx.KnownFence)}
-        self.check_descriptors(n, "sync_files", handles)
         uid, state, limits = self.session.uid, self.state, self.limits
         account = state.account(uid)
         mine = account.descriptors + len(account.returned) + n
@@ -150,9 +148,12 @@ class Turn:
         # The rule with everybody known taken for a user: who passes it needs no counting.
         if mine * (len(state.accounts) + 1) <= pool - state.n_descriptors and mine <= int(pool * self.limits_of(uid).sync_files_share):
             return
+        keep = {ref for ref in refs if ref is not None}
+        keep.update(reference.handle for reference in references if isinstance(reference, fx.KnownFence))
+        self.check_descriptors(n, "sync_files", keep)
         limit = self.limit_of(uid, Slot.SYNC_FILES)
         excess = account.sync_files + n - limit
-        if excess > 0 and not self._make_room([account], excess, handles):
+        if excess > 0 and not self._make_room([account], excess, keep):
             self.refuse(errno.EDQUOT, QUOTAS[Slot.SYNC_FILES], limit, account.sync_files, n)
 
     def check_descriptors(self, n: int, what: str, keep: Container[int] = ()) -> None:

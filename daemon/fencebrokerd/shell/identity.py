@@ -16,17 +16,17 @@ import os
 import socket
 from typing import Final
 
-from fencebroker.fds import OwnedFd, new_fence_eventfd, peek_status, read_fdinfo, status_from_count
+from fencebroker.fds import F_DUPFD_QUERY, can_compare, peek_status, read_fdinfo, status_from_count
 from fencebroker.model import ACTIVE
 from fencebrokerd.core import effects as fx
 
 __all__ = ["Identity"]
 
 SO_COOKIE: Final = 57
-LAZY: Final = 256
-#: How many are asked for first, and how.
+#: Twice what a user's signalled records keep, so that what only comes and goes is never read.
+LAZY: Final = 2048
+#: How many are asked for first.
 RECENT: Final = 8
-F_DUPFD_QUERY: Final = 1024 + 3
 
 
 class Identity:
@@ -36,7 +36,7 @@ class Identity:
         self._fds: dict[int, int] = {}
         self._unread: dict[int, None] = {}  # handles, oldest first
         self._recent: dict[int, int] = {}  # handle -> fd, oldest first
-        self._has_query = _has_query()
+        self._can_compare = can_compare()
         self._handles: dict[int, int] = {}  # eventfd-id -> handle
         self._ids: dict[int, int] = {}  # handle -> eventfd-id
         self._cookies: dict[int, int] = {}  # cookie -> socket id
@@ -97,7 +97,7 @@ class Identity:
 
     def _identify(self, fd: int) -> fx.Reference:
         """/proc is asked for the kind first: fdinfo of a foreign file would run its file system's code."""
-        handle = self._find_recent(fd) if self._has_query else None
+        handle = self._find_recent(fd) if self._can_compare else None
         if handle is not None:
             return fx.KnownFence(handle, peek_status(fd))
         try:
@@ -154,14 +154,6 @@ class Identity:
         self._ids[handle] = info.id
         self._handles[info.id] = handle
         return info.id
-
-
-def _has_query() -> bool:
-    with OwnedFd(new_fence_eventfd()) as fd:
-        try:
-            return fcntl.fcntl(fd.fileno(), F_DUPFD_QUERY, fd.fileno()) == 1
-        except OSError:
-            return False
 
 
 def _cookie(sock: socket.socket) -> int:
