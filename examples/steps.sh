@@ -3,25 +3,17 @@
 #
 #     sh examples/steps.sh
 #
-# `fencectl wait NAME@N` returns when the point signals, and `fencectl advance NAME N` signals it.
+# `fencectl create NAME` holds a timeline, `fencectl wait NAME@N` returns when the point signals, `fencectl advance NAME N` signals it.
 set -eu
 
 name="steps-$$"
 folder=$(mktemp -d)
-mkfifo "$folder/ready" "$folder/end"
+trap 'rm -r "$folder"' EXIT
 
-# A timeline lives as long as somebody holds it.  This process does, until its standard input ends; if
-# the script dies, so does the timeline, and whoever waits is told.
-"${PYTHON:-python3}" -c '
-import sys
-import fencebroker as fb
-with fb.connect() as broker, broker.create_timeline(sys.argv[1]):
-    print("ready", flush=True)
-    sys.stdin.read()
-' "$name" <"$folder/end" >"$folder/ready" &
-exec 3>"$folder/end"
-trap 'exec 3>&-; wait; rm -r "$folder"' EXIT
-read -r _ <"$folder/ready"
+# A timeline lives as long as somebody holds it.  `create` does, as long as this script lives; if the script dies, so does the
+# timeline, and whoever waits is told.
+fencectl create "$name" >/dev/null &
+fencectl wait "$name@0" --timeout 10
 
 publish() {
     fencectl wait "$name@2" --timeout 10
@@ -42,7 +34,7 @@ fetch() {
     fencectl advance "$name" 1
 }
 
-publish 3>&- &
-sort_words 3>&- &
+publish &
+sort_words &
 fetch
 fencectl wait "$name@3" --timeout 10

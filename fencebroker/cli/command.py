@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from fencebroker import Broker, BrokerUnavailable, connect
 from fencebroker.cli.output import Output
@@ -18,12 +19,16 @@ from fencebroker.client import wire_name, wire_point
 from fencebroker.model import U64_MAX
 
 __all__ = [
+    "CommandVerb",
     "Failure",
     "Invocation",
     "Verb",
     "answer_within",
     "asks_broker",
+    "files",
+    "in_command",
     "parsed",
+    "permission_bits",
     "point_name",
     "seconds",
     "seqno",
@@ -33,6 +38,8 @@ __all__ = [
 
 #: A broker that lives answers in well under a second; one that does not by then is stopped or hangs.
 ANSWER_SECONDS: Final = 10.0
+
+_IN_COMMAND: Final = f"{__name__}.in_command"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,6 +101,43 @@ class Verb(click.Command):
         for line in self.example.splitlines():
             formatter.write(f"  {line}\n" if line else "\n")
         super().format_options(ctx, formatter)
+
+
+class CommandVerb(Verb):
+    """A verb that runs a command: what comes after ``--`` is its parameter ``command``, a tuple, empty if it may be left out and was."""
+
+    def __init__(self, *args: Any, required: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.required = required
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Add the command to the line of usage."""
+        return [*super().collect_usage_pieces(ctx), "-- CMD..." if self.required else "[-- CMD...]"]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the command off before the arguments are told apart."""
+        at = args.index("--") if "--" in args else len(args)
+        command = tuple(args[at + 1 :])
+        ctx.meta[_IN_COMMAND] = at < len(args)
+        rest = super().parse_args(ctx, args[:at])
+        if not command and (self.required or at < len(args)) and not ctx.resilient_parsing:
+            raise click.UsageError("Missing the command to run, after '--'.", ctx)
+        ctx.params["command"] = command
+        return rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Offer files, once the command has begun."""
+        return files(incomplete) if in_command(ctx) else super().shell_complete(ctx, incomplete)
+
+
+def in_command(ctx: click.Context) -> bool:
+    """Whether what is to be completed belongs to the command that a verb runs."""
+    return bool(ctx.meta.get(_IN_COMMAND))
+
+
+def files(incomplete: str) -> list[CompletionItem[str]]:
+    """Have the shell complete the name of a file."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 # -- options
@@ -159,6 +203,13 @@ def seconds(text: str) -> float:
     if not 0 <= number < 1e9:
         raise ValueError(f"must be a number of seconds, 0 or more, not {text!r}")
     return number
+
+
+def permission_bits(text: str) -> int:
+    """Octal permission bits."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 4 or not set(text) <= set("01234567") or int(text, 8) > 0o777:
+        raise ValueError(f"must be octal permission bits such as 0640, not {text!r}")
+    return int(text, 8)
 
 
 def point_name(text: str) -> str:

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import shell_complete
 
 from fencebroker import BrokerUnavailable, FenceError, __version__
-from fencebroker.cli import details, health, listing, log, rights, service, timeline, waiting
+from fencebroker.cli import details, handing, health, job, listing, log, rights, service, timeline, waiting
 from fencebroker.cli.command import Failure, Invocation, asks_broker
 from fencebroker.cli.output import OutputError
 from fencebroker.cli.suggest import did_you_mean
@@ -29,7 +29,7 @@ class Verbs(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb."""
-        if args and args[0].isalnum() and self.get_command(ctx, args[0]) is None:
+        if args and args[0].isalnum() and self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
             raise click.UsageError(f"No such verb '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -52,7 +52,13 @@ for verb in (
     details.info,
     health.status,
     waiting.wait,
+    job.run,
+    handing.export,
+    handing.merge,
+    timeline.create,
     timeline.advance,
+    timeline.inc,
+    timeline.fail,
     rights.chmod,
     rights.quota,
     service.start,

@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from fencebroker.cli import names
-from fencebroker.cli.command import Invocation, Verb, asks_broker, parsed, timeline_name, wants_json
+from fencebroker.cli.command import Invocation, Verb, asks_broker, parsed, permission_bits, timeline_name, wants_json
+from fencebroker.cli.completion import complete_timelines
 from fencebroker.cli.render import Cell, Column, Table
+from fencebroker.cli.suggest import suggesting
 
 __all__ = ["chmod", "quota"]
 
@@ -30,16 +32,9 @@ timelines that sessions mint on 1  16384
 """
 
 
-def permission_bits(text: str) -> int:
-    """Octal permission bits."""
-    if not (text.isascii() and text.isdigit()) or len(text) > 4 or not set(text) <= set("01234567") or int(text, 8) > 0o777:
-        raise ValueError(f"must be octal permission bits such as 0640, not {text!r}")
-    return int(text, 8)
-
-
 @click.command(cls=Verb, example=CHMOD_EXAMPLE, short_help="Change who may open a timeline by its name.")
 @click.argument("mode", callback=parsed(permission_bits))
-@click.argument("name", callback=parsed(timeline_name))
+@click.argument("name", callback=parsed(timeline_name), shell_complete=complete_timelines)
 @click.option("-v", "--verbose", is_flag=True, help="Say what the mode was and is.")
 @asks_broker
 @wants_json
@@ -50,7 +45,7 @@ def chmod(invocation: Invocation, mode: int, name: str, verbose: bool) -> None:
     MODE is octal, like a file's: r lets wait for points, w lets signal them, for owner, group and others. Only the owner and root may change
     it. Whoever has a descriptor keeps it: possession counts, not the mode. Who waits for points by name and may now, gets them.
     """
-    with invocation.connect() as broker:
+    with invocation.connect() as broker, suggesting(broker, name):
         before = broker._chmod(name, mode)
     invocation.output.json({"name": name, "before": f"{before:04o}", "mode": f"{mode:04o}"})
     if verbose:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -11,10 +12,12 @@ import click
 
 from fencebroker import Broker, FenceError, SyncFile, wait_all
 from fencebroker.cli.command import Invocation, Verb, asks_broker, parsed, point_name, seconds, wants_json
+from fencebroker.cli.completion import complete_points
 from fencebroker.cli.render import Column, Table, state, status_cell
-from fencebroker.model import OK, Limits
+from fencebroker.cli.suggest import did_you_mean, timeline_names
+from fencebroker.model import OK, Limits, printable
 
-__all__ = ["wait"]
+__all__ = ["error_of", "wait", "wait_for"]
 
 #: So many pending points are named when the time is over.
 SHOWN: Final = 5
@@ -28,7 +31,7 @@ fencectl: camera0@7 did not signal within 0.1 s
 
 
 @click.command(cls=Verb, example=EXAMPLE, short_help="Wait until points signal, by name.")
-@click.argument("points", nargs=-1, required=True, callback=parsed(point_name), metavar="NAME@N...")
+@click.argument("points", nargs=-1, required=True, callback=parsed(point_name), shell_complete=complete_points, metavar="NAME@N...")
 @click.option("--any", "any_", is_flag=True, help="Wait for the first one, not for all of them.")
 @click.option(
     "--timeout",
@@ -54,10 +57,10 @@ def wait(invocation: Invocation, points: tuple[str, ...], any_: bool, timeout: f
         fences = [stack.enter_context(broker.sync_file(point)) for point in points]
         timed_out: TimeoutError | None = None
         try:
-            _wait(broker, fences, any_, timeout)
+            wait_for(broker, fences, any_, timeout)
         except TimeoutError as err:
             timed_out = err
-        errors = [_error(fence) for fence in fences]
+        errors = [error_of(fence) for fence in fences]
         statuses = [fence.status() for fence in fences]
     waited = time.monotonic() - started
     if verbose:
@@ -72,8 +75,14 @@ def wait(invocation: Invocation, points: tuple[str, ...], any_: bool, timeout: f
         raise failed[0]
 
 
-def _wait(broker: Broker, fences: Sequence[SyncFile], any_: bool, timeout: float | None) -> None:
-    """Wait, and notice when the broker goes.  How the fences stand is for the caller to see; only TimeoutError is raised for them."""
+def wait_for(broker: Broker, fences: Sequence[SyncFile], any_: bool, timeout: float | None) -> None:
+    """Wait, and notice when the broker goes.  How the fences stand is for the caller to see; only TimeoutError is raised for them.
+
+    At a terminal somebody is told at once of a name that does not exist and looks mistyped; it may also be about to come.
+    """
+    if timeout != 0 and sys.stderr is not None and sys.stderr.isatty():
+        for note in mistyped(broker, fences):
+            click.echo(f"fencectl: {note}", err=True)
     try:
         if any_ and len(fences) > 1:
             with broker.merge(fences, when="any") as first:
@@ -85,10 +94,20 @@ def _wait(broker: Broker, fences: Sequence[SyncFile], any_: bool, timeout: float
     except TimeoutError:
         pending = [fence.label for fence in fences if not fence.status()]
         more = f" and {len(pending) - SHOWN} more" if len(pending) > SHOWN else ""
-        raise TimeoutError(f"{', '.join(pending[:SHOWN])}{more} did not signal within {timeout:g} s") from None
+        notes = [f" ({note})" for note in mistyped(broker, fences)]
+        raise TimeoutError(f"{', '.join(pending[:SHOWN])}{more} did not signal within {timeout:g} s{''.join(notes)}") from None
 
 
-def _error(fence: SyncFile) -> FenceError | None:
+def mistyped(broker: Broker, fences: Sequence[SyncFile]) -> list[str]:
+    """Say which timelines do not exist while one of nearly that name does."""
+    absent = dict.fromkeys(fence.label.partition("@")[0] for fence in fences if not fence.status())
+    known = timeline_names(broker) if absent else []
+    names = [(name, did_you_mean(name, known)) for name in absent if name not in known]
+    return [printable(f"there is no timeline {name!r} yet{near}") for name, near in names if near]
+
+
+def error_of(fence: SyncFile) -> FenceError | None:
+    """Why a fence failed; None when it did not."""
     try:
         fence.check()
     except FenceError as err:

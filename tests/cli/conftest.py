@@ -81,7 +81,8 @@ class Fencectl:
 
     def __init__(self, spawn: Spawn, env: Mapping[str, str | None]) -> None:
         self._spawn = spawn
-        self.env: dict[str, str | None] = dict(env)
+        #: Commands that fencectl runs, shells mostly, find it too.
+        self.env: dict[str, str | None] = {"PATH": f"{os.path.dirname(FENCECTL)}:{os.environ['PATH']}", **env}
 
     def spawn(self, verb: str, *arguments: str | int, env: Mapping[str, str | None] | None = None) -> Child:
         """Start ``fencectl verb arguments`` and return it, running."""

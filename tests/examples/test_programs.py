@@ -196,18 +196,30 @@ def test_a_c_program_gives_up_and_refuses_nonsense(spawn: Spawn, broker: BrokerP
 # The shell
 
 
-def test_shell_jobs_run_in_order(broker: BrokerProcess) -> None:
-    path = os.path.dirname(sys.executable)
+def _run_script(broker: BrokerProcess, name: str) -> list[str]:
     done = subprocess.run(
-        ["sh", str(_EXAMPLES / "steps.sh")],
-        env={**os.environ, **broker.env, "PATH": f"{path}:{os.environ['PATH']}", "PYTHON": sys.executable},
+        ["sh", str(_EXAMPLES / name)],
+        env={**os.environ, **broker.env, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=2 * LIMIT,
+        timeout=4 * LIMIT,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["fetched", "sorted", "published: fence merge seqno "]
+    assert (done.returncode, done.stderr) == (0, "")
+    with fb.connect(broker.path) as connection:
+        for timeline in list(connection._listing("timelines")):  # it ends when its holder has seen the end of the script
+            with connection.sync_file(f"{timeline[1]}@1000") as fence, pytest.raises(fb.FenceError):
+                fence.wait(LIMIT)
+    return done.stdout.splitlines()
+
+
+def test_shell_jobs_run_in_order(broker: BrokerProcess) -> None:
+    assert _run_script(broker, "steps.sh") == ["fetched", "sorted", "published: fence merge seqno "]
+
+
+def test_a_pipeline_of_shell_scripts(broker: BrokerProcess) -> None:
+    expected = [f"picture {n}: {999 * n + 1} lines, from {n} to {n * 1000}" for n in range(1, 7)]
+    assert _run_script(broker, "shell_pipeline.sh") == expected
 
 
 # The one not to copy

@@ -102,7 +102,7 @@ def test_bash_completes_verbs(destdir: Path) -> None:
     if shutil.which("bash") is None:
         pytest.skip("bash is not installed")
     path = destdir / "usr/local/share/bash-completion/completions/fencectl"
-    code = f'source "{path}"; COMP_WORDS=(fencectl ""); COMP_CWORD=1; _fencectl_completion fencectl "" fencectl; echo "${{COMPREPLY[@]}}"'
+    code = f'source "{path}"; COMP_LINE="fencectl "; COMP_POINT=9; _fencectl_completion fencectl "" fencectl; echo "${{COMPREPLY[@]}}"'
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     shown = subprocess.run(["bash", "-c", code], env=env, capture_output=True, text=True, timeout=30, check=True)
     assert {"ls", "info", "wait", "advance", "status"} <= set(shown.stdout.split())
