@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
+import select
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -18,7 +21,7 @@ from tests.helpers import descriptors
 from tests.sockets.scarcity import descriptors_left
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ALICE, BOB = 1000, 1001
 
@@ -138,3 +141,75 @@ def test_at_the_descriptor_limit_a_forged_count_is_reported_not_raised(eventfds:
     with descriptors_left(0):
         assert eventfds.signal([1, 2], 1, uid_of) == ([1], [])
     assert peek_status(fd_of(eventfds, 2)) == 1
+
+
+def test_who_blocked_once_hardly_blocks_again(eventfds: Eventfds) -> None:
+    """A thousand traps of one user cost what one does: O_NONBLOCK is set again before each write to its sync_files."""
+    eventfds.create(1, 400)
+    for handle in range(1, 401, 2):
+        block(fd_of(eventfds, handle))
+    assert eventfds.signal([1], 1, uid_of) == ([], [1])
+    began = time.monotonic()
+    for handle in range(3, 401, 2):
+        assert eventfds.signal([handle], 1, uid_of) == ([handle], [])
+    assert time.monotonic() - began < 40 * GUARD_SECONDS
+    assert eventfds.signal(range(2, 401, 2), 1, uid_of) == ([], [])
+
+
+def crowd(fds: list[int], n: int) -> Callable[[], None]:
+    """Have ``n`` waiters on each descriptor: threads that poll it a thousand times each.  Returns what ends them."""
+    end = os.eventfd(0, os.EFD_CLOEXEC)
+    threads = []
+    ready = threading.Semaphore(0)
+
+    def wait(fd: int, n: int) -> None:
+        poll = ctypes.CDLL(None, use_errno=True).poll
+        entries = (ctypes.c_int64 * (n + 1))(*([fd | select.POLLIN << 32] * n), end | select.POLLIN << 32)
+        ready.release()
+        poll(entries, n + 1, -1)
+
+    for fd in fds:
+        for first in range(0, n, 1000):
+            threads.append(threading.Thread(target=wait, args=(fd, min(1000, n - first))))
+            threads[-1].start()
+            ready.acquire()
+
+    def stop() -> None:
+        os.eventfd_write(end, 1)
+        for thread in threads:
+            thread.join()
+        os.close(end)
+
+    return stop
+
+
+def test_a_batch_that_takes_long_is_cut(eventfds: Eventfds) -> None:
+    """100,000 waiters of one descriptor make a write take some milliseconds; what does not fit into a batch waits for its user's next turn,
+    in order, and is there at once for who looks at it.
+    """
+    eventfds.create(1, 201)
+    slow = [1, 3, 5, 7]
+    stop = crowd([fd_of(eventfds, handle) for handle in slow], 25_000)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fencebrokerd.shell.eventfds.BATCH_SECONDS", 0.000_001)  # any write takes so long
+            assert eventfds.signal([*slow, *range(9, 202, 2)], 1, uid_of) == ([], [])
+            assert eventfds.signal([2], 1, uid_of) == ([], [])  # somebody else's
+            assert peek_status(fd_of(eventfds, 2)) == 1
+            assert eventfds.put_off() == [ALICE]
+            assert peek_status(fd_of(eventfds, 201)) == 0
+            eventfds.settle([201])
+            assert peek_status(fd_of(eventfds, 201)) == 1
+            copy = os.dup(fd_of(eventfds, 199))
+            eventfds.close([199])
+            assert peek_status(copy) == 1
+            os.close(copy)
+            assert eventfds.signal([4, 6], -5, uid_of) == ([], [])
+            for _ in range(1000):
+                for uid in eventfds.put_off():
+                    eventfds.resume(uid, uid_of)
+        assert eventfds.put_off() == []
+        assert {peek_status(fd) for fd in eventfds.numbers([*slow, *range(9, 199, 2)])} == {1}
+        assert {peek_status(fd) for fd in eventfds.numbers([4, 6])} == {-5}
+    finally:
+        stop()

@@ -111,8 +111,12 @@ class Server:
         signals = self._signals.fileno()
         ready()
         while not self._signals.stop and not self._is_idle_for_good:
-            for fd, events in self._fairness.order(self._epoll.poll(self._timeout()), self._uid_of):
-                if (socket_id := self._sockets.id_of(fd)) is not None:
+            # What was put off stands in the queue like anything else that a user wants.
+            left: list[tuple[int, int]] = [(-uid - 1, 0) for uid in self._eventfds.put_off()]
+            for fd, events in self._fairness.order(self._epoll.poll(0 if left else self._timeout()) + left, self._uid_of):
+                if fd < 0:
+                    self._note_signalled(*self._eventfds.resume(-fd - 1, self._core.uid_of))
+                elif (socket_id := self._sockets.id_of(fd)) is not None:
                     self._take(socket_id)
                 elif (peer := self._by_fd.get(fd)) is not None:
                     self._turn(peer, events)
@@ -325,6 +329,9 @@ class Server:
         references = []
         for fd in fds:
             reference = self._identity.identify(fd.fileno())
+            if isinstance(reference, fx.KnownFence) and self._eventfds.put_off():
+                self._eventfds.settle((reference.handle,))
+                reference = self._identity.identify(fd.fileno())
             references.append(reference)
             if isinstance(reference, fx.Foreign):
                 self._reaper.close_fd(fd.detach())
@@ -413,6 +420,8 @@ class Server:
 
     def _uid_of(self, fd: int) -> int:
         """For whom the work on a descriptor's event is."""
+        if fd < 0:
+            return -fd - 1
         socket_id = self._sockets.id_of(fd)
         if socket_id is not None:
             return self._core.payer_of(socket_id)
@@ -478,14 +487,16 @@ class Server:
         return True
 
     def _signal(self, effect: fx.Signal) -> bool:
-        tampered, poisoned = self._eventfds.signal(effect.handles, effect.status, self._core.uid_of)
+        self._note_signalled(*self._eventfds.signal(effect.handles, effect.status, self._core.uid_of))
+        return True
+
+    def _note_signalled(self, tampered: list[int], poisoned: list[int]) -> None:
         for handle in tampered:
             self._carry_out(self._core.tampered(handle, time.monotonic_ns()))
         if poisoned:
             uid = self._core.uid_of(poisoned[0])
             self._log.once(uid, "poison", "a sync_file of this user was made to block the broker; its sessions are ended")
             self._carry_out(self._core.poison(poisoned, time.monotonic_ns()))
-        return True
 
     def _close_handles(self, effect: fx.CloseHandles) -> bool:
         self._eventfds.close(effect.handles)
