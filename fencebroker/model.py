@@ -59,6 +59,8 @@ class Limits:
     sessions: int = 1024
     #: A connection that says nothing holds two descriptors; five seconds are ample for a local hello.
     hello_seconds: float = 5.0
+    #: Of so many that say nothing, the oldest of the user who has most of them gives way to the next connection.
+    half_open: int = 256
     #: A timeline costs two descriptors while it is created and one after that.
     timelines_per_uid: int = 1024
     timelines: int = 4096
@@ -77,6 +79,8 @@ class Limits:
     members: int = 262_144
     #: Descriptors in flight count against the broker's own limit until the client reads them.
     unread_descriptors: int = 256
+    #: Over all sessions of a user, those that have ended with unread answers included.  A user who reads leaves none.
+    unread_descriptors_per_uid: int = 2048
     #: What waits for one slow reader: an answer and a burst of events.  A larger queue would only delay its end.
     queued_bytes: int = 256 * 1024
     #: A session that takes nothing for so long is disconnected.

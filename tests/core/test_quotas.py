@@ -186,11 +186,12 @@ def test_opening_a_timeline_needs_room_too(make_world: MakeWorld) -> None:
         client.open("camera0")
     refusal = refuse(world, lambda: client.open("camera0"))
     assert (refusal.error, refusal.detail) == (errno.EMFILE, ("descriptors of the broker (timelines)", 10, 9))
-    world = make_world(Limits(descriptors=74, descriptor_reserve=64))
-    client = world.connect(ALICE)
-    for _ in range(6):
+    world = make_world(Limits(descriptors=84, descriptor_reserve=64))
+    client, other = world.connect(ALICE), world.connect(BOB)
+    for _ in range(9):
         client.create()
-    assert refuse(world, client.create).detail == ("descriptors per user", 8, 8)
+    other.create()
+    assert refuse(world, other.create).detail == ("descriptors per user", 3, 3)
 
 
 def test_the_user_sees_the_numbers(make_world: MakeWorld) -> None:

@@ -6,12 +6,12 @@ import errno
 import os
 import select
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fencebroker.fds import NOWAIT, close_all, recv_packet
-from fencebrokerd.shell.peer import Credentials, Peer, TooSlow, printable
+from fencebrokerd.shell.peer import Credentials, Flight, Peer, TooSlow, printable
 from tests.helpers import descriptors, not_run, same_file
 from tests.sockets.scarcity import descriptors_left
 
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 class Ends:
     """A peer and the client's end of its socket."""
 
-    def __init__(self, limit_bytes: int = 10_000, limit_descriptors: int = 16) -> None:
+    def __init__(
+        self, limit_bytes: int = 10_000, limit_descriptors: int = 16, flight: Flight | None = None, limit_user: int = 1000
+    ) -> None:
         self.ours, self.client = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.peer = Peer(1, self.ours, 0, limit_bytes, limit_descriptors)
+        self.peer = Peer(1, self.ours, 0, limit_bytes, limit_descriptors, Flight(1000) if flight is None else flight, limit_user)
 
     def close(self) -> None:
         self.peer.close_queue()
@@ -51,7 +53,7 @@ class Ends:
 def make() -> Iterator[Callable[..., Ends]]:
     made: list[Ends] = []
 
-    def make(**limits: int) -> Ends:
+    def make(**limits: Any) -> Ends:
         made.append(Ends(**limits))
         return made[-1]
 
@@ -316,3 +318,78 @@ def test_a_command_that_names_itself_oddly(spawn: Spawn, folder: str) -> None:
             comm = Credentials(connection).comm
     assert comm.isprintable()
     assert "\x1b" not in comm
+
+
+# Descriptors on their way, by user
+
+
+def test_a_users_sessions_count_together(make: Callable[..., Ends], fence: int) -> None:
+    """What one session left unread is missing for another; what is taken comes back."""
+    flight = Flight(1000)
+    one, other = make(flight=flight, limit_user=10), make(flight=flight, limit_user=10)
+    one.peer.send(b"x", [fence] * 8, now=5)
+    other.peer.send(b"x", [fence] * 2, now=5)
+    with pytest.raises(TooSlow, match="its user left too many descriptors unread"):
+        other.peer.send(b"x", [fence], now=5)
+    assert other.take() == (b"x", 2)
+    other.peer.send(b"x", [fence] * 2, now=5)
+    assert one.take() == (b"x", 8)
+    with pytest.raises(TooSlow):  # only a session that is written to is looked at again
+        other.peer.send(b"x", [fence], now=5)
+    one.peer.send(b"x", [fence] * 8, now=5)
+
+
+def test_a_session_that_ends_with_something_unread_is_kept(make: Callable[..., Ends], fence: int) -> None:
+    """The client is told the end and can still read; when it has, or closes its end, its user owes nothing, and an edge of epoll says so."""
+    for closes in (False, True):
+        flight = Flight(1000)
+        ends = make(flight=flight, limit_user=10)
+        number = ends.ours.fileno()
+        ends.peer.send(b"x", [fence] * 8, now=5)
+        assert not ends.peer.leave()
+        assert len(flight) == 1
+        assert flight.keeps(number)
+        assert not flight.has_room(os.getuid(), 3, 10)
+        with select.epoll() as epoll:
+            epoll.register(number, select.EPOLLOUT | select.EPOLLET)
+            epoll.poll(0)
+            assert not epoll.poll(0)
+            assert not flight.is_settled(number)
+            with pytest.raises(BrokenPipeError):
+                ends.client.send(b"more")
+            if closes:
+                ends.client.close()
+            else:
+                assert ends.take() == (b"x", 8)
+                assert ends.client.recv(10) == b""
+            assert epoll.poll(5)[0][0] == number
+        assert flight.is_settled(number)
+        assert flight.let_go(number) is ends.ours
+        assert flight.has_room(os.getuid(), 10, 10)
+
+
+def test_a_session_that_read_everything_just_ends(make: Callable[..., Ends], fence: int) -> None:
+    flight = Flight(1000)
+    ends = make(flight=flight)
+    ends.peer.send(b"x", [fence] * 8, now=5)
+    ends.take()
+    assert ends.peer.leave()
+    assert len(flight) == 0
+    gone = make(flight=flight)
+    gone.peer.send(b"x", [fence] * 8, now=5)
+    gone.client.close()
+    gone.peer.leave()
+    for sock in flight.close():
+        assert sock is gone.ours
+    assert flight.has_room(os.getuid(), 1000, 1000)
+
+
+def test_users_share_what_may_be_in_flight() -> None:
+    """By the rule of the accounts: who comes later has its share of what is left."""
+    flight = Flight(1000)
+    assert flight.has_room(1, 1000, 2000)
+    flight.count(1, 600)
+    assert flight.has_room(2, 133, 2000)
+    assert not flight.has_room(2, 134, 2000)
+    flight.count(1, -600)
+    assert flight.has_room(2, 1000, 2000)

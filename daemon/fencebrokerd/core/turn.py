@@ -109,25 +109,24 @@ class Turn:
         if slot is Slot.MINTERS:
             return limits.minters_per_uid
         if slot is Slot.SYNC_FILES:
-            return max(0, self.share_of(uid) - account.descriptors + mine)
+            return max(0, self.share_of(uid, limits.sync_files_share) - account.descriptors + mine)
         name = TABLES[slot]
         own: int = getattr(limits, f"{name}_per_uid")
         pool: int = getattr(self.limits, name)
         used = [other.used(slot) for other in accounts if other is not account]
         return min(own, allowance(pool, pool - mine - sum(used), mine, sum(map(bool, used))))
 
-    def share_of(self, uid: int) -> int:
-        """How many of the broker's descriptors there may be for a user at this moment."""
+    def share_of(self, uid: int, alone: float) -> int:
+        """How many of the broker's descriptors there may be for a user at this moment; ``alone`` of all while nobody else wants any."""
         state, limits = self.state, self.limits
         account = state.account(uid)
         pool = limits.descriptors - limits.descriptor_reserve - self.beside
-        share = self.limits_of(uid).sync_files_share
         used = n_others = 0
         for other in state.accounts.values():
             used += other.descriptors
             # Who only looks takes nothing that others want.
             n_others += other is not account and bool(other.sockets or other.used(Slot.SYNC_FILES))
-        return min(int(pool * share), allowance(pool, pool - used, account.descriptors, n_others, share))
+        return min(int(pool * alone), allowance(pool, pool - used, account.descriptors, n_others, alone))
 
     def check_share(self, uid: int, slot: Slot, n: int = 1) -> None:
         """Refuse with EDQUOT when a user may not have ``n`` more units of ``slot``."""
@@ -191,7 +190,7 @@ class Turn:
         uid = self.session.uid
         self.check_share(uid, Slot.SOCKETS)
         self.check_descriptors(2, "timelines")
-        share, used = self.share_of(uid), self.state.account(uid).descriptors
+        share, used = self.share_of(uid, 1.0), self.state.account(uid).descriptors
         if used >= share:
             self.refuse(errno.EDQUOT, "descriptors per user", share, used, 1)
 

@@ -1,25 +1,29 @@
 """One client connection: packets in, a bounded queue out.
 
 A session with unsent output is not read, so what it can make us keep is bounded by one answer and by the events it asked for.
-Descriptors that an unread answer carries count against the broker's own limit until the client takes them.  The kernel does not say how
-many those are, only how many bytes of its memory unread packets use (SIOCOUTQ).  What a packet of a given size uses is measured once; the
-newest packets that fit into that number are taken for unread, which is never too few.
+Descriptors that an unread answer carries count against the broker's own limit until the client takes them, or closes its end, also when the
+session is long over.  The kernel does not say how many those are, only how many bytes of its memory unread packets use (SIOCOUTQ).  What a
+packet of a given size uses is measured once; the newest packets that fit into that number are taken for unread, which is never too few.
+So they are counted for a session and, in ``Flight``, for a user; and the socket of a session that ends with some is kept until then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import socket
 import struct
 import termios
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
 from typing import Final
 
 from fencebroker.fds import NOWAIT, OwnedFd, close_all, send_packet
 from fencebroker.protocol import Conversation
+from fencebrokerd.core.account import allowance
 
-__all__ = ["Credentials", "Peer", "TooSlow", "printable"]
+__all__ = ["Credentials", "Flight", "Peer", "TooSlow", "printable"]
 
 SO_PEERGROUPS: Final = 59
 #: After so many packets those that were taken are let go of; a socket's buffer holds a few hundred.
@@ -86,6 +90,57 @@ def _bytes_unread(sock: socket.socket) -> int:
     return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"), "little")
 
 
+class Flight:
+    """Descriptors on their way to clients, by user.  What one user may leave unread bounds what others find left of the kernel's limit."""
+
+    def __init__(self, pool: int) -> None:
+        #: The kernel lets this process have so many in flight.
+        self.pool = pool
+        self._unread: Counter[int] = Counter()
+        self._kept: dict[int, tuple[socket.socket, int, int]] = {}
+
+    def count(self, uid: int, n: int) -> None:
+        """``n`` more, or fewer, are unread."""
+        self._unread[uid] += n
+        if not self._unread[uid]:
+            del self._unread[uid]
+
+    def has_room(self, uid: int, n: int, limit: int) -> bool:
+        """Whether ``uid`` may leave ``n`` more unread."""
+        mine = self._unread[uid]
+        left = self.pool - self._unread.total()
+        return mine + n <= min(limit, allowance(self.pool, left, mine, len(self._unread) - bool(mine)))
+
+    def keep(self, sock: socket.socket, uid: int, n: int) -> None:
+        """Own the socket of a session that has ended, with ``n`` descriptors unread, until its client has read them or closes its end.
+
+        It was shut down, so it always hangs up: only an edge of EPOLLOUT or EPOLLHUP says that something has changed.
+        """
+        self._kept[sock.fileno()] = sock, uid, n
+
+    def is_settled(self, fd: int) -> bool:
+        """Whether nothing is unread any more."""
+        return not _bytes_unread(self._kept[fd][0])
+
+    def let_go(self, fd: int) -> socket.socket:
+        """The client has no more of it.  The caller closes the socket."""
+        sock, uid, n = self._kept.pop(fd)
+        self.count(uid, -n)
+        return sock
+
+    def keeps(self, fd: int) -> bool:
+        """Whether ``fd`` is such a socket."""
+        return fd in self._kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def close(self) -> Iterator[socket.socket]:
+        """Give up all of them."""
+        for fd in list(self._kept):
+            yield self.let_go(fd)
+
+
 class Peer:
     """Owns one connected socket."""
 
@@ -93,8 +148,10 @@ class Peer:
         "connected_at",
         "conversation",
         "credentials",
+        "flight",
         "limit_bytes",
         "limit_descriptors",
+        "limit_user",
         "lost",
         "queue",
         "queued_bytes",
@@ -105,8 +162,12 @@ class Peer:
         "unread",
     )
 
-    def __init__(self, session: int, sock: socket.socket, now: int, limit_bytes: int, limit_descriptors: int) -> None:
+    def __init__(
+        self, session: int, sock: socket.socket, now: int, limit_bytes: int, limit_descriptors: int, flight: Flight, limit_user: int
+    ) -> None:
         self.session = session
+        self.flight = flight
+        self.limit_user = limit_user
         self.sock = sock
         self.connected_at = now
         self.conversation = Conversation()
@@ -131,13 +192,17 @@ class Peer:
             self._forget_taken()
             if self.unread and self.unread + len(fds) > self.limit_descriptors:
                 raise TooSlow(f"it left answers with {self.unread} descriptors unread")
+        if fds and not self.flight.has_room(self.credentials.uid, len(fds), self.limit_user):
+            self._forget_taken()
+            if not self.flight.has_room(self.credentials.uid, len(fds), self.limit_user):
+                raise TooSlow("its user left too many descriptors unread")
         if not self.queue:
             try:
                 send_packet(self.sock, packet, fds, NOWAIT)
             except BlockingIOError:
                 self.stalled_at = now
             else:
-                self.unread += len(fds)
+                self._count(len(fds))
                 self._note(len(packet), len(fds))
                 return False
         if self.queued_bytes + len(packet) > self.limit_bytes:
@@ -151,8 +216,13 @@ class Peer:
             raise
         self.queue.append((packet, copies))
         self.queued_bytes += len(packet)
-        self.unread += len(copies)
+        self._count(len(copies))
         return len(self.queue) == 1
+
+    def _count(self, n: int) -> None:
+        if n:
+            self.unread += n
+            self.flight.count(self.credentials.uid, n)
 
     def _note(self, size: int, n_descriptors: int) -> None:
         self.sent.append((_cost_of(size), n_descriptors))
@@ -168,7 +238,7 @@ class Peer:
             left -= cost
             n += 1
         while len(self.sent) > n:
-            self.unread -= self.sent.popleft()[1]
+            self._count(-self.sent.popleft()[1])
 
     def flush(self, now: int) -> bool:
         """Send what is queued; True when nothing is left."""
@@ -189,5 +259,20 @@ class Peer:
     def close_queue(self) -> None:
         """Close the copies that queued packets hold."""
         for _, fds in self.queue:
+            self._count(-len(fds))
             close_all(fds)
         self.queue.clear()
+
+    def leave(self) -> bool:
+        """End; True when the client has taken every descriptor that was sent, otherwise ``flight`` keeps the socket."""
+        self.close_queue()
+        if self.unread:
+            self._forget_taken()
+        if not self.unread:
+            return True
+        with contextlib.suppress(OSError):  # it has closed its end: nothing is unread any more
+            self.sock.shutdown(socket.SHUT_RDWR)
+            self.flight.keep(self.sock, self.credentials.uid, self.unread)
+            return False
+        self._count(-self.unread)
+        return True

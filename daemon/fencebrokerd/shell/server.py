@@ -17,6 +17,7 @@ import resource
 import select
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -36,7 +37,7 @@ from fencebrokerd.shell.fairness import EVERYBODY, NOBODY, Fairness
 from fencebrokerd.shell.identity import Identity
 from fencebrokerd.shell.log import Log, escape
 from fencebrokerd.shell.notify import notify
-from fencebrokerd.shell.peer import Peer, TooSlow, printable
+from fencebrokerd.shell.peer import Flight, Peer, TooSlow, printable
 from fencebrokerd.shell.reaper import Reaper
 from fencebrokerd.shell.signals import Signals
 from fencebrokerd.shell.sockets import Sockets
@@ -77,6 +78,7 @@ class Server:
         self._sockets = Sockets(self._identity, self._reaper, self._epoll)
         self._creators = Creators(self._epoll)
         self._fairness = Fairness()
+        self._flight = Flight(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._supervisor = Supervisor(self._epoll, listeners[0].getsockname(), self._describe)
         self._peers: dict[int, Peer] = {}  # by session
         self._by_fd: dict[int, Peer] = {}
@@ -125,6 +127,9 @@ class Server:
                         self._add_peer(guest)
                 elif fd == signals:
                     self._signals.drain()
+                elif self._flight.keeps(fd):
+                    if self._flight.is_settled(fd):
+                        self._let_go(fd)
                 elif (session := self._creators.session_of(fd)) is not None:
                     self._core.creator_died(session, time.monotonic_ns())
                     self._creators.forget(session)
@@ -171,6 +176,8 @@ class Server:
         self._signals.ignore()
         for peer in list(self._peers.values()):
             self._drop_peer(peer)
+        for sock in self._flight.close():
+            self._reaper.close_fd(sock.detach())
         self._sockets.close_all()
         self._eventfds.close_all()
         self._creators.close()
@@ -234,12 +241,18 @@ class Server:
             self._log.once(-1, "full", "a connection was turned away: the descriptor limit is used up")
             sock.close()
             return
-        peer = Peer(self._next_session, sock, time.monotonic_ns(), limits.queued_bytes, limits.unread_descriptors)
+        now, bounds = time.monotonic_ns(), (limits.queued_bytes, limits.unread_descriptors)
+        peer = Peer(self._next_session, sock, now, *bounds, self._flight, limits.unread_descriptors_per_uid)
         self._next_session += 1
         self._peers[peer.session] = self._silent[peer.session] = peer
         self._by_fd[sock.fileno()] = peer
         self._idle_since = None
         self._epoll.register(sock.fileno(), select.EPOLLIN)
+        if len(self._silent) > limits.half_open:
+            crowd = Counter(each.credentials.uid for each in self._silent.values())
+            uid = crowd.most_common(1)[0][0]
+            oldest = next(each for each in self._silent.values() if each.credentials.uid == uid)
+            self._end_peer(oldest, "half-open", "it had sent no hello when many others came")
 
     def _end_peer(self, peer: Peer, cause: str, reason: str) -> None:
         """Disconnect a client that broke a rule, with one line per uid and cause: the reason may hold words of the client's."""
@@ -259,9 +272,16 @@ class Server:
         self._own.discard(peer.session)
         self._silent.pop(peer.session, None)
         self._queued.pop(peer.session, None)
-        peer.close_queue()
-        # Its queue may hold files of the client's, whose closing can block.
-        self._reaper.close_fd(peer.sock.detach())
+        if peer.leave():
+            # Its queue may hold files of the client's, whose closing can block.
+            self._reaper.close_fd(peer.sock.detach())
+        else:
+            self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
+        self._door.open_again()
+
+    def _let_go(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+        self._reaper.close_fd(self._flight.let_go(fd).detach())
         self._door.open_again()
 
     # -- sessions
@@ -315,6 +335,7 @@ class Server:
         if message[1] == wire.HELLO:
             self._greet(peer, message)
             return
+        self._core.count_beside(len(self._silent) + len(self._flight))
         references = self._identify(fds) if fds else ()
         now = time.monotonic_ns()
         effects = self._core.handle(peer.session, message, references, now)
