@@ -56,8 +56,8 @@ class Progress:
 def main(frames: int, buffers: int, output: Path, without_fences: bool, victim: str | None) -> None:
     """Run a video pipeline of three unrelated processes.
 
-    Capture, filter and encode share frames in shared memory.  A broker of their own gives them fences,
-    which they pass to each other with each buffer.  Every frame is checked for tearing.
+    Capture, filter and encode share frames in shared memory.  A broker of their own gives them fences (or
+    the one that $FENCEBROKER_SOCKET names), which they pass to each other with each buffer.  Every frame is checked for tearing.
     """
     _check(frames, buffers, output, without_fences, victim)
     console = Console()

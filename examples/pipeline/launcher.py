@@ -1,4 +1,4 @@
-"""Starts a private broker and the stages, listens to what they report, and leaves nothing behind.
+"""Starts a private broker (unless FENCEBROKER_SOCKET names one) and the stages, listens to what they report, and leaves nothing behind.
 
 The stages are unrelated programs: each is exec'ed on its own, in a session of its own, and is told
 two things: where the broker listens (FENCEBROKER_SOCKET) and at which Unix sockets its neighbours are.
@@ -69,7 +69,9 @@ class Pipeline:
             self._reports, self._stages_out = undo.enter_context(_pipe())
             self._errors, self._stages_err = undo.enter_context(_pipe())
             undo.callback(self._await_descendants)  # runs after all processes were ended, and before the pipes are closed
-            self._broker = self._start_broker(undo)
+            # A broker that the user names is the user's; the demo's own is for those who have none, and need none.
+            self._socket = os.environ.get("FENCEBROKER_SOCKET") or str(folder / "broker.sock")
+            self._broker = None if os.environ.get("FENCEBROKER_SOCKET") else self._start_broker(undo)
             self._stack = undo.pop_all()
         return self
 
@@ -89,7 +91,7 @@ class Pipeline:
         process = subprocess.Popen(
             [sys.executable, "-m", f"examples.pipeline.{stage}", *arguments],
             cwd=_ROOT,
-            env={**os.environ, "FENCEBROKER_SOCKET": str(self._folder / "broker.sock")},
+            env={**os.environ, "FENCEBROKER_SOCKET": self._socket},
             stdin=subprocess.DEVNULL,
             stdout=self._stages_out,
             stderr=self._stages_err,
@@ -125,7 +127,7 @@ class Pipeline:
         ready, broker_end = os.pipe()
         log = self._folder / "broker.log"
         # Should the launcher itself be killed, the broker leaves when it has been idle for ten seconds.
-        arguments = ["--listen", str(self._folder / "broker.sock"), "--ready-fd", str(broker_end), "--idle-exit", "10"]
+        arguments = ["--listen", self._socket, "--ready-fd", str(broker_end), "--idle-exit", "10"]
         with open(ready, "rb") as readiness:
             try:
                 with log.open("wb") as output:
@@ -149,7 +151,8 @@ class Pipeline:
         """Wait for reports or for the end of a process; return the stages that have ended."""
         with contextlib.ExitStack() as closing:
             ends: dict[int, str] = {}
-            for name, process in [*self._running.items(), ("broker", self._broker)]:
+            broker = [] if self._broker is None else [("broker", self._broker)]
+            for name, process in [*self._running.items(), *broker]:
                 pidfd = os.pidfd_open(process.pid)
                 closing.callback(os.close, pidfd)
                 ends[pidfd] = name

@@ -11,7 +11,7 @@ from fencebroker.client import wire_name, wire_point
 from fencebroker.model import U64_MAX
 from fencebroker.rows import FenceRow, Row, TimelineRow, read_row
 
-__all__ = ["Fences", "Node", "find", "list_rows", "wire_target"]
+__all__ = ["Fences", "Node", "find", "list_rows", "read", "wire_target"]
 
 #: Merges within merges that are written out.
 DEPTH: Final = 30
@@ -20,7 +20,8 @@ _CONTEXT: Final = re.compile(r"([0-9]+):")
 _NUMBERS: Final = re.compile(r"#[0-9]+|[0-9]+:[0-9]*")
 
 
-def _read(kind: str, columns: list[object]) -> Row:
+def read(kind: str, columns: list[object]) -> Row:
+    """Give the columns of one row their names; BrokerUnavailable when the broker is older than this program."""
     try:
         return read_row(kind, columns)
     except ValueError as err:
@@ -30,7 +31,7 @@ def _read(kind: str, columns: list[object]) -> Row:
 def list_rows(broker: Broker, kind: str) -> Iterator[Row]:
     """Yield what there is of one kind (``wire.KINDS``), oldest first."""
     for columns in broker._listing(kind):
-        yield _read(kind.removesuffix("s"), columns)
+        yield read(kind.removesuffix("s"), columns)
 
 
 def wire_target(text: str) -> str:
@@ -51,10 +52,10 @@ def find(broker: Broker, target: str) -> Row:
     if context is not None:
         return _timeline_by_context(broker, int(context[1]))
     try:
-        return _read(*broker._lookup(target))
+        return read(*broker._lookup(target))
     except FileNotFoundError:
         if target.isascii() and target.isdigit():  # a number is a sync_file's, unless it is a timeline's name
-            return _read(*broker._lookup(f"#{target}"))
+            return read(*broker._lookup(f"#{target}"))
         raise
 
 
@@ -62,7 +63,7 @@ def _timeline_by_context(broker: Broker, context: int) -> TimelineRow:
     if context:
         _, rows = broker._connection.call(requests.listing("timelines", context - 1))
         for columns in rows[:1]:
-            row = _read("timeline", columns)
+            row = read("timeline", columns)
             if isinstance(row, TimelineRow) and row.context == context:
                 return row
     raise FileNotFoundError(2, f"there is no timeline with the context {context} here (or it is not yours to see)")
@@ -93,7 +94,7 @@ class Fences:
             self._known[id] = None
             _, rows = self._broker._connection.call(requests.listing("fences", id - 1))
             for columns in rows:
-                row = _read("fence", columns)
+                row = read("fence", columns)
                 assert isinstance(row, FenceRow)
                 self._known[row.id] = row
         return self._known[id]

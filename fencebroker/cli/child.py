@@ -18,7 +18,7 @@ from typing import Self
 from fencebroker.cli.command import Failure
 from fencebroker.fds import OwnedFd
 
-__all__ = ["Child", "become", "ended_by_signals"]
+__all__ = ["Child", "Stop", "become", "ended_by_signals"]
 
 _ENDING = (signal.SIGHUP, signal.SIGTERM)
 
@@ -26,15 +26,13 @@ _ENDING = (signal.SIGHUP, signal.SIGTERM)
 class Child:
     """A command that runs.  Leaving ``with`` waits for its end."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        """Start it; Failure when there is no such program."""
-        # What is ignored (nohup, jobs in the background of a script) stays so, for the command too.
-        numbers = [number for number in (signal.SIGINT, *_ENDING) if signal.getsignal(number) is not signal.SIG_IGN]
-        self._previous = {number: signal.signal(number, self._hand_on) for number in numbers}
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        """Start it with these additions to the environment; Failure when there is no such program."""
+        self._previous = {number: signal.signal(number, self._hand_on) for number in _handled(signal.SIGINT, *_ENDING)}
         self._process: subprocess.Popen[bytes] | None = None
         self._early: list[int] = []
         try:
-            self._process = _start(command)
+            self._process = _start(command, env)
             for number in self._early:  # came before there was anybody to hand them to
                 self._process.send_signal(number)
             self.pidfd = OwnedFd(os.pidfd_open(self._process.pid))
@@ -59,6 +57,11 @@ class Child:
         assert self._process is not None
         return self._process.wait()
 
+    def check(self) -> None:
+        """Wait for its end; Failure when it ended badly."""
+        if self.wait():
+            raise Failure(self.ending())
+
     def ending(self) -> str:
         """How it ended, in words; after ``wait``."""
         status = self.wait()
@@ -78,9 +81,9 @@ class Child:
         self.pidfd.close()
 
 
-def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], env: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(command)
+        return subprocess.Popen(command, env={**os.environ, **(env or {})})
     except OSError as err:
         raise _cannot_run(command, err) from err
 
@@ -106,6 +109,34 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+class Stop:
+    """In its block SIGINT, SIGTERM and SIGHUP end nothing: they make this readable."""
+
+    def __init__(self) -> None:
+        self._read, self._write = (OwnedFd(fd) for fd in os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+
+    def fileno(self) -> int:
+        """Readable when a signal has come."""
+        return self._read.fileno()
+
+    def __enter__(self) -> Self:
+        self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        self._previous = {number: signal.signal(number, lambda *_: None) for number in _handled(signal.SIGINT, *_ENDING)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        self._read.close()
+        self._write.close()
+
+
+def _handled(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Those that are not ignored: what is (nohup, jobs in the background of a script) stays so, for the command too."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise SystemExit in the block, as Ctrl-C raises KeyboardInterrupt: what is to be done at the end is done."""
@@ -113,8 +144,7 @@ def ended_by_signals() -> Iterator[None]:
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    numbers = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, leave) for number in numbers}
+    previous = {number: signal.signal(number, leave) for number in _handled(*_ENDING)}
     try:
         yield
     finally:

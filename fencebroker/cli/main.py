@@ -10,7 +10,7 @@ import click
 from click.shell_completion import shell_complete
 
 from fencebroker import BrokerUnavailable, FenceError, __version__
-from fencebroker.cli import details, handing, health, job, listing, log, rights, service, timeline, waiting
+from fencebroker.cli import details, handing, health, job, listing, log, rights, service, timeline, tracing, waiting
 from fencebroker.cli.command import Failure, Invocation, asks_broker
 from fencebroker.cli.output import OutputError
 from fencebroker.cli.suggest import did_you_mean
@@ -51,6 +51,8 @@ for verb in (
     listing.ls,
     details.info,
     health.status,
+    tracing.trace,
+    tracing.record,
     waiting.wait,
     job.run,
     handing.export,

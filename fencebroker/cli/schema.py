@@ -9,10 +9,10 @@ from typing import Any
 
 from fencebroker.cli.catalogue import Node
 from fencebroker.cli.render import state
-from fencebroker.model import ProcessInfo
+from fencebroker.model import Event, ProcessInfo
 from fencebroker.rows import FenceRow, Row, SessionRow, SyncFileRow, TimelineRow
 
-__all__ = ["fence", "process", "row", "session", "sync_file", "timeline", "tree"]
+__all__ = ["event", "fence", "process", "row", "session", "sync_file", "timeline", "tree"]
 
 
 def process(who: ProcessInfo | None) -> dict[str, Any] | None:
@@ -111,3 +111,20 @@ def row(row: Row) -> dict[str, Any]:
             return sync_file(row)
         case SessionRow():
             return session(row)
+
+
+def event(what: Event) -> dict[str, Any]:
+    """An event."""
+    return {
+        "name": what.name,
+        "time_ns": what.time_ns,
+        "context": what.context,
+        "seqno": what.seqno,
+        "timeline": what.timeline,
+        "driver": what.driver,
+        "status": what.status,
+        "state": state(what.status),
+        "pid": what.pid,
+        "uid": what.uid,
+        "comm": what.comm,
+    }

@@ -128,7 +128,8 @@ def create(invocation: Invocation, name: str, mode: int, expiry: float | None, c
             invocation.output.json({"name": name, "context": timeline.context, "pid": os.getpid()}, one_line=True)
             if command:
                 invocation.output.flush()
-                _run(command)
+                with Child(command) as child:
+                    child.check()
             else:
                 invocation.output.line(f"{name} is there, until this process ends")
                 invocation.output.flush()
@@ -160,12 +161,6 @@ def _hold(broker: Broker, timeline: Timeline, name: str, parent: OwnedFd | None)
     if any(fd == held for fd, _ in poller.poll()):
         broker._status()  # says so, if it is the broker that went away
         raise Failure(f"the broker has ended {name}")
-
-
-def _run(command: tuple[str, ...]) -> None:
-    with Child(command) as child:
-        if child.wait():
-            raise Failure(child.ending())
 
 
 # -- advance, inc, fail
@@ -208,7 +203,7 @@ def _raise_value(invocation: Invocation, name: str, verbose: bool, send: Callabl
         before = timeline.value
         with _ended(broker, name):
             send(timeline, n)
-            after = _value_now(broker, name, timeline)
+        after = _value_now(broker, name, timeline)
     invocation.output.json({"name": name, "context": timeline.context, "before": before, "value": after})
     if verbose:
         invocation.output.line(_went(name, before, after))
@@ -240,7 +235,7 @@ def advance_point(broker: Broker, name: str, timeline: Timeline, n: int) -> int:
     """Signal every point up to ``n``; returns the value now."""
     with _ended(broker, name):
         timeline.advance(n)
-        return _value_now(broker, name, timeline)
+    return _value_now(broker, name, timeline)
 
 
 def fail_point(broker: Broker, name: str, timeline: Timeline, n: int, error: int) -> int:
@@ -249,9 +244,9 @@ def fail_point(broker: Broker, name: str, timeline: Timeline, n: int, error: int
         raise Failure(f"{name}@{n} has signalled already, for {name} is at {timeline.value}: what has signalled stays so")
     with _ended(broker, name):
         timeline.fail(n, error)
-        after = _value_now(broker, name, timeline)
-        with timeline.export(n) as fence:
-            status = fence.status()
+    after = _value_now(broker, name, timeline)
+    with timeline.export(n) as fence:
+        status = fence.status()
     if status != -error:  # another was faster
         raise Failure(f"{name}@{n} has signalled already ({state(status)}): what has signalled stays so")
     return after
@@ -259,7 +254,7 @@ def fail_point(broker: Broker, name: str, timeline: Timeline, n: int, error: int
 
 @contextlib.contextmanager
 def _ended(broker: Broker, name: str) -> Iterator[None]:
-    """Around using a timeline: when it has ended, that is no broker that went away, as long as the broker answers."""
+    """Around signalling: when it has ended, that is no broker that went away, as long as the broker answers."""
     try:
         yield
     except BrokerUnavailable as err:

@@ -83,10 +83,12 @@ class Fencectl:
         self._spawn = spawn
         #: Commands that fencectl runs, shells mostly, find it too.
         self.env: dict[str, str | None] = {"PATH": f"{os.path.dirname(FENCECTL)}:{os.environ['PATH']}", **env}
+        #: Where it runs; None: where the tests do.
+        self.cwd: pathlib.Path | None = None
 
     def spawn(self, verb: str, *arguments: str | int, env: Mapping[str, str | None] | None = None) -> Child:
         """Start ``fencectl verb arguments`` and return it, running."""
-        return self._spawn([FENCECTL, verb, *map(str, arguments)], env={**self.env, **(env or {})})
+        return self._spawn([FENCECTL, verb, *map(str, arguments)], env={**self.env, **(env or {})}, cwd=self.cwd)
 
     def __call__(self, verb: str, *arguments: str | int, env: Mapping[str, str | None] | None = None, timeout: float = 2 * LIMIT) -> Result:
         """Run ``fencectl verb arguments``."""

@@ -80,7 +80,8 @@ def check_example(verb: str, run: Callable[[list[str]], Result]) -> None:
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in SERVICE])
-def test_the_example_of_a_help_page_is_real(fencectl: Fencectl, scene: Scene, verb: str) -> None:
+def test_the_example_of_a_help_page_is_real(fencectl: Fencectl, scene: Scene, tmp_path: pathlib.Path, verb: str) -> None:
+    fencectl.cwd = tmp_path
     check_example(verb, lambda arguments: fencectl(arguments[0], *arguments[1:]))
 
 
