@@ -7,6 +7,7 @@ PYTHON ?= python3
 TESTARGS ?=
 BENCHARGS ?=
 DEMOARGS ?=
+FUZZARGS ?=
 
 # For install, uninstall and deb; the scripts in packaging/ have the defaults.
 export PREFIX DESTDIR SYSTEM_SITE DEB_PYTHON
@@ -19,7 +20,7 @@ $(shell test -x $(RUN) || rm -f .venv/.stamp-*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-systemd lint format types bench wheel man install uninstall deb clean
+.PHONY: help demo test test-systemd fuzz lint format types bench wheel man install uninstall deb clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +33,9 @@ demo: .venv/.stamp-demo ## Run the example pipeline: capture, filter, encode as 
 
 test: .venv/.stamp-test ## Run the tests on all cores.
 	@$(BIN)/pytest -n logical $(TESTARGS)
+
+fuzz: .venv/.stamp-test ## Give the broker a million wrong packets, some through its sockets (FUZZARGS="--inputs 5000 --live 500").
+	@$(RUN) -m tests.fuzz $(FUZZARGS)
 
 lint: .venv/.stamp-lint ## Check the style of the code.
 	@$(BIN)/ruff check .
