@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from docs.golden import conversation
-from docs.reference import keys, options, reasons
+from docs.reference import keys, options, own_quotas, policy, reasons
 from fencebroker import wire
 from fencebroker.errors import REFUSALS
 from fencebroker.fds import OK_WORD, status_word
@@ -44,7 +44,7 @@ def _block(name: str) -> str:
         return _signal(argument)
     if kind == "row":
         return _row(argument)
-    return WRITERS[kind]()
+    return WRITERS[name]()
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -134,5 +134,7 @@ WRITERS: Final[dict[str, Callable[[], str]]] = {
     "words": _words,
     "golden": _golden,
     "keys": keys,
+    "own quotas": own_quotas,
+    "policy": policy,
     "options": options,
 }

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
+from collections.abc import Iterable
 from typing import Any, Final
 
 import click
@@ -14,9 +15,9 @@ from fencebroker.cli.main import cli as fencectl
 from fencebroker.model import Limits
 from fencebrokerd.cli import cli as fencebrokerd
 from fencebrokerd.cli import toml
-from fencebrokerd.config import Config
+from fencebrokerd.config import POLICY, QUOTAS, Config, settings
 
-__all__ = ["configuration_file", "keys", "options", "reasons", "verbs"]
+__all__ = ["configuration_file", "keys", "options", "own_quotas", "policy", "reasons", "verbs"]
 
 #: What stands in the file for a key that has no default.
 EXAMPLES: Final = {"listen": '"/run/fencebroker/broker.sock"', "allow_users": '["ada", 1001]', "allow_groups": '["video"]'}
@@ -41,9 +42,15 @@ def reasons(cls: type[Any]) -> dict[str, str]:
     return found
 
 
-def settings() -> list[dataclasses.Field[Any]]:
-    """The keys outside of the table [limits]."""
-    return [field for field in dataclasses.fields(Config) if field.name != "limits"]
+def fields(names: Iterable[str]) -> list[dataclasses.Field[Any]]:
+    """Those keys."""
+    known = {field.name: field for field in dataclasses.fields(Config)}
+    return [known[name] for name in names]
+
+
+def outside() -> list[dataclasses.Field[Any]]:
+    """The keys outside of all tables."""
+    return fields(name for name in settings() if name not in POLICY)
 
 
 def configurable() -> list[dataclasses.Field[Any]]:
@@ -60,14 +67,24 @@ def configuration_file() -> str:
     lines = [
         "# Configuration of the system's fence broker; see fencebroker.toml(5).",
         "#",
-        "# Every key is here, switched off, with its default; one without a default has an example.",
+        "# Every key is here with its default, switched off, except for who is served; one without a default has an example.",
         "# After a change: fencebrokerd --check-config, then systemctl reload fencebroker.",
         "",
     ]
     meanings = reasons(Config)
-    for field in settings():
+    for field in outside():
         lines += _commented(meanings[field.name])
         lines += [f"#{field.name} = {_default(field)}", ""]
+    lines += [*_commented("Who is served.  Root and the broker's own user always are."), "[policy]", ""]
+    for field in fields(POLICY):
+        lines += _commented(meanings[field.name])
+        if field.name == "allow_groups":
+            lines += ["# Those who may connect to the socket as it is installed; nobody else is served, whatever becomes of the socket."]
+            lines += ['allow_groups = ["fencebroker"]', ""]
+        else:
+            lines += [f"#{field.name} = {_default(field)}", ""]
+    lines += [*_commented("What one user may have that others may not, by name or uid, in a table for each."), "#[policy.quotas.ada]"]
+    lines += ["#timelines_per_uid = 4096", ""]
     lines += [*_commented("How much there may be.  A value must be above 0."), "[limits]", ""]
     meanings, said = reasons(Limits), ""
     for field in configurable():
@@ -84,10 +101,24 @@ def _commented(text: str) -> list[str]:
 
 
 def keys() -> str:
-    """The keys outside of [limits], as a list."""
+    """The keys outside of all tables, as a list."""
+    return _keys(outside())
+
+
+def policy() -> str:
+    """The keys of [policy], as a list."""
+    return _keys(fields(POLICY))
+
+
+def own_quotas() -> str:
+    """The limits that one user can have."""
+    return "\n" + "".join(f"- `{name}`\n" for name in QUOTAS) + "\n"
+
+
+def _keys(chosen: Iterable[dataclasses.Field[Any]]) -> str:
     meanings = reasons(Config)
     items = []
-    for field in settings():
+    for field in chosen:
         default = "Not set by default" if field.default is None else f"Default: `{_default(field)}`"
         items.append(f"- `{field.name}`\n  {meanings[field.name]}\n  {default}.\n")
     return "\n" + "".join(items) + "\n"

@@ -80,7 +80,7 @@ class Limits:
     #: Descriptors in flight count against the broker's own limit until the client reads them.
     unread_descriptors: int = 256
     #: Over all sessions of a user, those that have ended with unread answers included.  A user who reads leaves none.
-    unread_descriptors_per_uid: int = 2048
+    unread_per_uid: int = 2048
     #: What waits for one slow reader: an answer and a burst of events.  A larger queue would only delay its end.
     queued_bytes: int = 256 * 1024
     #: A session that takes nothing for so long is disconnected.

@@ -70,19 +70,26 @@ def test_the_manual_has_every_option(manual: Path, spawn: Spawn) -> None:
 # The default configuration
 
 
-def test_the_default_configuration_is_the_default(spawn: Spawn) -> None:
-    """As installed, the file changes nothing."""
+def test_the_default_configuration_is_the_default(spawn: Spawn, tmp_path: Path) -> None:
+    """As installed, the file changes nothing but who is served: the group that the system's socket belongs to, and nobody else."""
+    text = FILE.read_text("utf-8")
+    assert re.findall(r"^[^#\n].*", text, re.MULTILINE) == ["[policy]", 'allow_groups = ["fencebroker"]', "[limits]"]
+    (tmp_path / "installed.toml").write_text(text.replace('["fencebroker"]', "[61234]"))
     check = [sys.executable, "-m", "fencebrokerd", "--check-config"]
-    assert spawn([*check, "--config", str(FILE)]).finish() == spawn(check).finish()
+    shown = spawn([*check, "--config", str(tmp_path / "installed.toml")]).finish()
+    assert shown == spawn(check).finish().replace("# allow_groups is not set", "allow_groups = [61234]")
 
 
 def test_every_key_can_be_switched_on(spawn: Spawn, tmp_path: Path) -> None:
     """Without the sign in front of it, each key is accepted, and all of them are there."""
-    switched_on = re.sub(r"^#(\w)", r"\1", FILE.read_text("utf-8"), flags=re.MULTILINE)
-    switched_on = switched_on.replace('["ada", 1001]', '["root", 1001]').replace('["video"]', '["root"]')
+    switched_on = re.sub(r"^#([\w\[])", r"\1", FILE.read_text("utf-8"), flags=re.MULTILINE)
+    switched_on = (
+        switched_on.replace('["ada", 1001]', '["root", 1001]').replace('["fencebroker"]', '["root"]').replace("quotas.ada", "quotas.0")
+    )
     (tmp_path / "on.toml").write_text(switched_on)
     shown = tomllib.loads(spawn([sys.executable, "-m", "fencebrokerd", "--check-config", "--config", str(tmp_path / "on.toml")]).finish())
     read = tomllib.loads(switched_on)
     assert shown.keys() == read.keys()
     assert shown["limits"].keys() == read["limits"].keys()
+    assert shown["policy"].keys() == read["policy"].keys()
     assert len(read["limits"]) > 10

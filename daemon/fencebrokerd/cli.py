@@ -16,7 +16,7 @@ import click
 
 from fencebroker import places
 from fencebrokerd import __version__
-from fencebrokerd.config import LEVELS, Config, ConfigError, load
+from fencebrokerd.config import LEVELS, POLICY, Config, ConfigError, load, settings
 from fencebrokerd.core.broker import Broker
 from fencebrokerd.shell.listener import Listener
 from fencebrokerd.shell.log import Log
@@ -93,10 +93,21 @@ def check_ready_fd(ready_fd: int | None) -> None:
 
 def show(config: Config) -> None:
     """Print the configuration in force, as the file would have it."""
-    for f in dataclasses.fields(Config):
-        if f.name != "limits":
-            value = getattr(config, f.name)
-            click.echo(f"# {f.name} is not set" if value is None else f"{f.name} = {toml(f.name, value)}")
+
+    def say(key: str) -> None:
+        value = getattr(config, key)
+        click.echo(f"# {key} is not set" if value is None else f"{key} = {toml(key, value)}")
+
+    for key in settings():
+        if key not in POLICY:
+            say(key)
+    click.echo("\n[policy]")
+    for key in POLICY:
+        say(key)
+    for uid, own in config.quotas.items():
+        click.echo(f"\n[policy.quotas.{uid}]")
+        for key, value in own.items():
+            click.echo(f"{key} = {value}")
     click.echo("\n[limits]")
     for f in dataclasses.fields(config.limits):
         if not f.name.startswith("packet_"):

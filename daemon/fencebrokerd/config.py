@@ -1,7 +1,8 @@
 """One frozen configuration: from arguments, then the environment, then a TOML file, then defaults.
 
-A key is written alike everywhere: ``--idle-exit 30``, ``FENCEBROKERD_IDLE_EXIT=30``, ``idle_exit = 30``.  Limits stand in the file's table
-``[limits]`` under the names of ``fencebroker.model.Limits``.
+A key is written alike everywhere: ``--idle-exit 30``, ``FENCEBROKERD_IDLE_EXIT=30``, ``idle_exit = 30``.  In the file, limits stand in the table
+``[limits]`` under the names of ``fencebroker.model.Limits``, who is served in ``[policy]``, and what a user may have that others may not in
+``[policy.quotas.USER]``.
 """
 
 from __future__ import annotations
@@ -14,17 +15,33 @@ import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from fencebroker.model import Limits
+from fencebroker.model import Limits, printable
 
-__all__ = ["Config", "ConfigError", "load"]
+__all__ = ["POLICY", "QUOTAS", "Config", "ConfigError", "load", "settings"]
 
 LEVELS = ("error", "warning", "notice", "info", "debug")
+#: The keys of the table [policy].
+POLICY: Final = ("allow_overflow_uid", "allow_users", "allow_groups")
+#: The limits that one user can have of its own.
+QUOTAS: Final = (
+    "sessions_per_uid",
+    "timelines_per_uid",
+    "minters_per_uid",
+    "sync_files_share",
+    "members_per_uid",
+    "retained_records",
+    "subscriptions_per_uid",
+    "unread_per_uid",
+)
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong; the text names the source, the key, what was wrong and what would be right."""
+    """The configuration is wrong; the text names the source, the key, what was wrong and what would be right, and is safe for a terminal."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +63,12 @@ class Config:
     #: Groups whose members the broker serves, by name or gid.
     allow_groups: tuple[int, ...] | None = None
     limits: Limits = field(default_factory=Limits)
+    #: Limits that some users have of their own, by uid: those whose name ends in ``_per_uid`` and a few more (``QUOTAS``).
+    quotas: Mapping[int, Mapping[str, int | float]] = field(default_factory=dict)
+
+    def limits_of_users(self) -> dict[int, Limits]:
+        """The limits of each user who has some of its own; the others are everybody's."""
+        return {uid: dataclasses.replace(self.limits, **own) for uid, own in self.quotas.items()}  # type: ignore[arg-type]
 
     def serves(self, uid: int, groups: Collection[int]) -> bool:
         """Whether the two lists let a user in; root and the broker's own user are the caller's to let in."""
@@ -60,14 +83,19 @@ def load(arguments: Mapping[str, Any], environment: Mapping[str, str], file: Pat
     limits: dict[str, Any] = {}
     if file is not None:
         values, limits = _read(file)
-    for key in _fields(Config):
+    for key in settings():
         text = environment.get(f"FENCEBROKERD_{key.upper()}")
-        if text is not None and key != "limits":
+        if text is not None:
             values[key] = _value(f"FENCEBROKERD_{key.upper()}", key, text)
     for key, value in arguments.items():
         if value is not None:
             values[key] = _value(f"--{key.replace('_', '-')}", key, value)
     return Config(**values, limits=Limits(**limits))
+
+
+def settings() -> list[str]:
+    """The keys that are one value each: everything but the tables of limits."""
+    return [key for key in _fields(Config) if key not in ("limits", "quotas")]
 
 
 def _fields(kind: type) -> dict[str, Any]:
@@ -82,15 +110,45 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ConfigError(f"{file}: cannot be read: {err.strerror}") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise ConfigError(f"{file}: not valid TOML: {err}") from err
-    limits = table.pop("limits", {})
-    if not isinstance(limits, dict):
-        raise ConfigError(f"{file}: limits must be a table [limits]")
-    known = sorted(_fields(Config).keys() - {"limits"})
+    limits, policy = _table(file, table, "limits"), _table(file, table, "policy")
+    quotas = _table(file, policy, "quotas", "policy.")
+    known = sorted(set(settings()) - set(POLICY))
     for key in table:
+        if key in POLICY:
+            raise ConfigError(f"{file}: {key} belongs into the table [policy]")
         if key not in known:
-            raise ConfigError(f"{file}: unknown key {key!r}; known are {', '.join(known)} and the table [limits]")
+            raise ConfigError(f"{file}: unknown key {key!r}; known are {', '.join(known)} and the tables [limits] and [policy]")
+    for key in policy:
+        if key not in POLICY:
+            raise ConfigError(f"{file}: policy.{key}: unknown key; known are {', '.join(POLICY)} and the tables [policy.quotas.USER]")
     values = {key: _value(f"{file}: {key}", key, value) for key, value in table.items()}
+    values |= {key: _value(f"{file}: policy.{key}", key, value) for key, value in policy.items()}
+    own_limits: dict[int, dict[str, int | float]] = {}
+    for user in quotas:
+        uid = _uid(f"{file}: policy.quotas.{user}", user)
+        own = _table(file, quotas, user, "policy.quotas.", pop=False)
+        own_limits[uid] = {key: _quota(f"{file}: policy.quotas.{user}.{key}", key, value) for key, value in own.items()}
+    values["quotas"] = own_limits
     return values, {key: _limit(f"{file}: limits.{key}", key, value) for key, value in limits.items()}
+
+
+def _table(file: Path, table: dict[str, Any], key: str, prefix: str = "", *, pop: bool = True) -> dict[str, Any]:
+    found = table.pop(key, {}) if pop else table[key]
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: {prefix}{key} must be a table [{prefix}{key}]")
+    return found
+
+
+def _uid(where: str, user: str) -> int:
+    if user.isascii() and user.isdigit() and len(user) <= 10:
+        return _ids(where, [int(user)], "users", int)[0]
+    return _ids(where, [user], "users", lambda name: pwd.getpwnam(name).pw_uid)[0]
+
+
+def _quota(where: str, key: str, value: object) -> int | float:
+    if key not in QUOTAS:
+        raise ConfigError(f"{where}: no limit of one user; those are {', '.join(QUOTAS)}")
+    return _limit(where, key, value)
 
 
 def _limit(where: str, key: str, value: object) -> int | float:

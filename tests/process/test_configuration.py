@@ -8,16 +8,17 @@ import signal
 import stat
 import sys
 import tomllib
+from typing import Any
 
 import pytest
 
 import fencebroker as fb
-from tests.helpers import BrokerProcess, Spawn, StartBroker, complaints, not_run
+from tests.helpers import LIMIT, BrokerProcess, Spawn, StartBroker, complaints, not_run
 
 DAEMON = (sys.executable, "-m", "fencebrokerd")
 
 
-def check(spawn: Spawn, *arguments: str, **environment: str) -> dict[str, object]:
+def check(spawn: Spawn, *arguments: str, **environment: str) -> dict[str, Any]:
     """What ``--check-config`` prints, read back."""
     return tomllib.loads(spawn([*DAEMON, "--check-config", *arguments], env=environment).finish())
 
@@ -64,14 +65,23 @@ def test_arguments_come_before_the_environment_before_the_file(spawn: Spawn, tmp
         ("listen = 3", "listen: must be a path, not 3"),
         ('listen = ""', "listen: must be a path"),
         (f'listen = "/{"x" * 120}"', "may have about 100 bytes"),
-        ("allow_overflow_uid = 1", "allow_overflow_uid: must be true or false, not 1"),
-        ("allow_users = 5", "allow_users: must be a list of users, by name or number, not 5"),
-        ("allow_users = [true]", "allow_users: must hold names or numbers of users, not True"),
-        ("allow_users = [-1]", "allow_users: must hold names or numbers of users, not -1"),
-        ('allow_users = ["nobody@here"]', "allow_users: this machine knows no user 'nobody@here'"),
-        ('allow_groups = ["no body"]', "allow_groups: this machine knows no group 'no body'"),
-        ('allow_groups = ["\\u0000"]', "allow_groups: this machine knows no group"),
+        ("[policy]\nallow_overflow_uid = 1", "policy.allow_overflow_uid: must be true or false, not 1"),
+        ("[policy]\nallow_users = 5", "policy.allow_users: must be a list of users, by name or number, not 5"),
+        ("[policy]\nallow_users = [true]", "policy.allow_users: must hold names or numbers of users, not True"),
+        ("[policy]\nallow_users = [-1]", "policy.allow_users: must hold names or numbers of users, not -1"),
+        ('[policy]\nallow_users = ["nobody@here"]', "policy.allow_users: this machine knows no user 'nobody@here'"),
+        ('[policy]\nallow_groups = ["no body"]', "policy.allow_groups: this machine knows no group 'no body'"),
+        ('[policy]\nallow_groups = ["\\u0000"]', "policy.allow_groups: this machine knows no group"),
         ("limits = 1", "limits must be a table"),
+        ("policy = 1", "policy must be a table [policy]"),
+        ("allow_users = []", "allow_users belongs into the table [policy]"),
+        ("[policy]\nallow = []", "policy.allow: unknown key; known are allow_overflow_uid, allow_users, allow_groups"),
+        ("[policy]\nquotas = 1", "policy.quotas must be a table [policy.quotas]"),
+        ("[policy.quotas]\nroot = 1", "policy.quotas.root must be a table [policy.quotas.root]"),
+        ("[policy.quotas.nobody-here]", "policy.quotas.nobody-here: this machine knows no user 'nobody-here'"),
+        ("[policy.quotas.root]\ntimelines = 5", "policy.quotas.root.timelines: no limit of one user; those are sessions_per_uid, "),
+        ("[policy.quotas.0]\ntimelines_per_uid = 0", "policy.quotas.0.timelines_per_uid: must be a positive integer, not 0"),
+        ('[limits]\n"\\u001b[2J" = 1', "limits.\\x1b[2J: unknown limit"),
         ("[limits]\ntimeline = 1", "limits.timeline: unknown limit; known are"),
         ("[limits]\ntimelines = 0", "limits.timelines: must be a positive integer, not 0"),
         ("[limits]\ntimelines = 1.5", "limits.timelines: must be a positive integer, not 1.5"),
@@ -170,7 +180,7 @@ def configured(start_broker: StartBroker, tmp_path: pathlib.Path, folder: str) -
         not_run("becoming another user needs root")
     os.chmod(folder, 0o755)
     file = tmp_path / "fencebroker.toml"
-    file.write_text("allow_users = []\n")
+    file.write_text("[policy]\nallow_users = []\n")
     return start_broker("--config", str(file), "--socket-mode", "0666", "--log-level", "info", path=f"{folder}/broker"), file
 
 
@@ -192,11 +202,11 @@ def test_users_and_groups_are_let_in_by_a_reload(configured: tuple[BrokerProcess
     broker, file = configured
     with fb.connect(broker.path) as connection:
         for text, groups, served in [
-            ("allow_users = [4242]", [], True),
-            ("allow_users = [4241]", [], False),
-            ("allow_groups = [4242]", [], True),
-            ("allow_groups = [7]", [], False),
-            ("allow_groups = [7]", [5, 7], True),
+            ("[policy]\nallow_users = [4242]", [], True),
+            ("[policy]\nallow_users = [4241]", [], False),
+            ("[policy]\nallow_groups = [4242]", [], True),
+            ("[policy]\nallow_groups = [7]", [], False),
+            ("[policy]\nallow_groups = [7]", [5, 7], True),
             ("", [], True),
         ]:
             file.write_text(text)
@@ -213,6 +223,51 @@ def reload(broker: BrokerProcess, connection: fb.Broker) -> None:
 def test_names_of_users_and_groups(spawn: Spawn, tmp_path: pathlib.Path) -> None:
     """Names become numbers when the configuration is read; the environment has them with commas or blanks between."""
     file = tmp_path / "fencebroker.toml"
-    file.write_text('allow_users = ["root", 5]\nallow_groups = ["root"]\n')
+    file.write_text('[policy]\nallow_users = ["root", 5]\nallow_groups = ["root"]\n')
     found = check(spawn, "--config", str(file), FENCEBROKERD_ALLOW_GROUPS="root, 12 7")
-    assert (found["allow_users"], found["allow_groups"]) == ([0, 5], [0, 12, 7])
+    assert (found["policy"]["allow_users"], found["policy"]["allow_groups"]) == ([0, 5], [0, 12, 7])
+
+
+def test_limits_of_one_user(configured: tuple[BrokerProcess, pathlib.Path], spawn: Spawn) -> None:
+    """A reload gives a user limits of its own and takes them away; what it has stays, others' limits stay, and nothing is lost."""
+    broker, file = configured
+    guest = """
+        import os, sys, fencebroker as fb
+        os.setgroups([]); os.setresgid(4242, 4242, 4242); os.setresuid(4242, 4242, 4242)
+        with fb.connect(sys.argv[1]) as broker:
+            held = []
+            for line in sys.stdin:
+                try:
+                    held.append(broker.create_timeline())
+                    print(len(held), flush=True)
+                except fb.QuotaExceeded as err:
+                    print(err.strerror, flush=True)
+            for timeline in held:
+                timeline.close()
+    """
+    served = "[policy]\nallow_users = [4242]\n"
+    with fb.connect(broker.path) as connection, connection.create_timeline() as timeline, timeline.export(1) as fence:
+
+        def configure(text: str) -> None:
+            file.write_text(served + text)
+            reload(broker, connection)
+
+        configure("[policy.quotas.4242]\ntimelines_per_uid = 2\n")
+        child = spawn(guest, broker.path)
+
+        def create() -> str:
+            child.send("")
+            return child.line()
+
+        assert [create() for _ in range(3)] == ["1", "2", "timelines per user: 2 of 2 are in use and 1 more do not fit"]
+        with connection.create_timeline(), connection.create_timeline():
+            pass
+        configure("[policy.quotas.4242]\ntimelines_per_uid = 3\n")
+        assert create() == "3"
+        configure("[policy.quotas.4242]\ntimelines_per_uid = 1\n")
+        assert create() == "timelines per user: 3 of 1 are in use and 1 more do not fit"
+        configure("")
+        assert create() == "4"
+        child.finish()
+        timeline.advance(1)
+        fence.wait(LIMIT)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from fencebroker.model import Limits
-from fencebrokerd.config import Config, ConfigError, load
+from fencebrokerd.config import POLICY, QUOTAS, Config, ConfigError, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,11 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
+def line(key: str, value: str) -> str:
+    """A key with its table, as the file has it."""
+    return f"[policy]\n{key} = {value}" if key in POLICY else f"{key} = {value}"
+
+
 def wrong(arguments: dict[str, Any] | None = None, environment: dict[str, str] | None = None, file: Path | None = None) -> str:
     with pytest.raises(ConfigError) as error:
         load(arguments or {}, environment or {}, file)
@@ -44,7 +49,7 @@ def wrong(arguments: dict[str, Any] | None = None, environment: dict[str, str] |
 
 
 def test_the_table_has_every_key() -> None:
-    assert KEYS.keys() == {f.name for f in dataclasses.fields(Config)} - {"limits"}
+    assert KEYS.keys() == {f.name for f in dataclasses.fields(Config)} - {"limits", "quotas"}
 
 
 def test_nothing_said_is_the_defaults() -> None:
@@ -66,9 +71,9 @@ def test_each_key_from_each_source_and_which_wins(write: Callable[[str], Path], 
     variable = f"FENCEBROKERD_{key.upper()}"
     assert getattr(load({key: text}, {}, None), key) == value
     assert getattr(load({}, {variable: text}, None), key) == value
-    assert getattr(load({}, {}, write(f"{key} = {in_file}")), key) == value
-    assert getattr(load({}, {}, write(f"{key} = {other_in_file}")), key) == other_value
-    file = write(f"{key} = {other_in_file}")
+    assert getattr(load({}, {}, write(line(key, in_file))), key) == value
+    assert getattr(load({}, {}, write(line(key, other_in_file))), key) == other_value
+    file = write(line(key, other_in_file))
     assert getattr(load({}, {variable: text}, file), key) == value, "the environment before the file"
     assert getattr(load({key: other}, {variable: text}, None), key) == other_value, "an argument before the environment"
     assert getattr(load({key: text}, {}, file), key) == value, "an argument before the file"
@@ -129,9 +134,9 @@ def test_a_mistake_names_its_source_its_key_and_what_would_be_right(
         ):
             assert message.startswith(where)
             assert said in message
-    file = write(f"{key} = {in_file}")
+    file = write(line(key, in_file))
     message = wrong(file=file)
-    assert message.startswith(f"{file}: {key}: ")
+    assert message.startswith(f"{file}: policy.{key}: " if key in POLICY else f"{file}: {key}: ")
     assert said in message
 
 
@@ -162,7 +167,7 @@ def test_a_wrong_limit(write: Callable[[str], Path], limits: str, said: str) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("colour = 1", "unknown key 'colour'; known are allow_groups, "),
+        ("colour = 1", "unknown key 'colour'; known are idle_exit, "),
         ("limits = 5", "limits must be a table [limits]"),
         ("listen = ", "not valid TOML"),
         ("[limits\n", "not valid TOML"),
@@ -196,3 +201,22 @@ def test_who_is_served() -> None:
     assert everyone.serves(1234, {1})
     assert [some.serves(5, set()), some.serves(6, {50}), some.serves(6, {1, 60}), some.serves(6, {1})] == [True, True, True, False]
     assert not nobody.serves(5, {5})
+
+
+def test_limits_of_users(write: Callable[[str], Path]) -> None:
+    """By name or number; what is not said for a user is what everybody has."""
+    file = write(
+        "[limits]\nsessions_per_uid = 5\n[policy.quotas.root]\ntimelines_per_uid = 7\n[policy.quotas.1000]\nsync_files_share = 0.5\n"
+    )
+    config = load({}, {}, file)
+    assert config.quotas == {0: {"timelines_per_uid": 7}, 1000: {"sync_files_share": 0.5}}
+    users = config.limits_of_users()
+    assert (users[0].timelines_per_uid, users[0].sessions_per_uid) == (7, 5)
+    assert (users[1000].sync_files_share, users[1000].timelines_per_uid) == (0.5, 1024)
+
+
+@pytest.mark.parametrize("name", QUOTAS)
+def test_every_limit_of_a_user(write: Callable[[str], Path], name: str) -> None:
+    value = 0.25 if name == "sync_files_share" else 3
+    config = load({}, {}, write(f"[policy.quotas.7]\n{name} = {value}\n"))
+    assert getattr(config.limits_of_users()[7], name) == value

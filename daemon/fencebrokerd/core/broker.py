@@ -40,6 +40,10 @@ class Broker:
         self._turn.limits = limits
         self._turn.quotas = quotas or {}
 
+    def limits_of(self, uid: int) -> Limits:
+        """The limits of one user."""
+        return self._turn.limits_of(uid)
+
     def count_beside(self, n: int) -> None:
         """Note how many descriptors are in use that the state does not know of: they are as good as taken."""
         self._turn.beside = n

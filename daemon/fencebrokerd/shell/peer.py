@@ -163,7 +163,7 @@ class Peer:
     )
 
     def __init__(
-        self, session: int, sock: socket.socket, now: int, limit_bytes: int, limit_descriptors: int, flight: Flight, limit_user: int
+        self, session: int, sock: socket.socket, now: int, limit_bytes: int, limit_descriptors: int, flight: Flight, limit_user: int = 0
     ) -> None:
         self.session = session
         self.flight = flight

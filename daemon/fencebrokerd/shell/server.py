@@ -87,6 +87,7 @@ class Server:
         self._own: set[int] = set()  # sessions of our own watchdog
         self._next_session = 1
         self._is_idle_for_good = False
+        core.configure(config.limits, config.limits_of_users())
         self._idle_since: int | None = None
         self._depth = 0
         self._signals = Signals()
@@ -161,7 +162,7 @@ class Server:
             descriptors = min(config.limits.descriptors, self._config.limits.descriptors)
             limits = dataclasses.replace(config.limits, descriptors=descriptors)
             self._config = dataclasses.replace(config, limits=limits)
-            self._core.configure(limits)
+            self._core.configure(limits, self._config.limits_of_users())
             self._log.set_level(config.log_level)
             self._log.write("notice", "the configuration was read again")
         notify("READY=1")
@@ -241,8 +242,8 @@ class Server:
             self._log.once(-1, "full", "a connection was turned away: the descriptor limit is used up")
             sock.close()
             return
-        now, bounds = time.monotonic_ns(), (limits.queued_bytes, limits.unread_descriptors)
-        peer = Peer(self._next_session, sock, now, *bounds, self._flight, limits.unread_descriptors_per_uid)
+        peer = Peer(self._next_session, sock, time.monotonic_ns(), limits.queued_bytes, limits.unread_descriptors, self._flight)
+        peer.limit_user = self._core.limits_of(peer.credentials.uid).unread_per_uid
         self._next_session += 1
         self._peers[peer.session] = self._silent[peer.session] = peer
         self._by_fd[sock.fileno()] = peer

@@ -21,7 +21,7 @@ def test_the_group_is_let_in_and_nobody_else() -> None:
 def test_the_lists_refuse_with_a_text_and_one_entry_in_the_journal() -> None:
     """With a socket for everybody the configuration decides, and a reload changes it."""
     uid = pwd.getpwnam("bob").pw_uid
-    with changed("fencebroker.socket", "[Socket]\nSocketMode=0666\n"), configured('allow_groups = ["fencebroker"]\n'):
+    with changed("fencebroker.socket", "[Socket]\nSocketMode=0666\n"), configured('[policy]\nallow_groups = ["fencebroker"]\n'):
         run("systemctl", "stop", "fencebroker.service")
         run("systemctl", "restart", "fencebroker.socket")
         broker()
@@ -33,7 +33,7 @@ def test_the_lists_refuse_with_a_text_and_one_entry_in_the_journal() -> None:
         assert entry["PRIORITY"] == "4"
         assert entry["SYSLOG_IDENTIFIER"] == "fencebrokerd"
         assert entry["_UID"] == str(pwd.getpwnam("fencebroker").pw_uid)
-        with configured('allow_users = ["bob"]\n'):
+        with configured('[policy]\nallow_users = ["bob"]\n'):
             reload()
             connect("bob")
             assert "does not serve uid" in connect("ada", code=1)
