@@ -127,7 +127,7 @@ class LoopConnection:
     def _read(self) -> None:
         try:
             packet, fds = recv_packet(self._sock, NOWAIT)
-        except BlockingIOError:
+        except (BlockingIOError, ConnectionResetError):  # after a reset, what the broker said before is still to come
             return
         except Truncated as err:
             close_all(err.fds)

@@ -256,7 +256,10 @@ class Connection:
 
     def _receive(self) -> tuple[list[Any], list[OwnedFd]]:
         assert self._sock is not None
-        packet, fds = recv_packet(self._sock)
+        try:
+            packet, fds = recv_packet(self._sock)
+        except ConnectionResetError:  # the broker ended the session; what it said before is still to come
+            packet, fds = recv_packet(self._sock)
         try:
             return read_answer(self.path, packet, fds), fds
         except BrokerUnavailable:

@@ -29,11 +29,13 @@ from fencebroker.model import ACTIVE, MAX_ERRNO, OK
 
 __all__ = [
     "NOWAIT",
+    "PEEK",
     "HasFileno",
     "OwnedFd",
     "Truncated",
     "borrow",
     "close_all",
+    "drop_packet",
     "new_fence_eventfd",
     "peek_status",
     "recv_packet",
@@ -45,6 +47,8 @@ _SPACE: Final = socket.CMSG_SPACE(253 * 4)  # a descriptor is an int of four byt
 # Plain ints: or-ing the enum's members costs more than some of the system calls they are for.
 #: For send_packet and recv_packet: BlockingIOError instead of waiting.
 NOWAIT: Final = int(socket.MSG_DONTWAIT)
+#: For recv_packet: the packet stays in its socket, to be received again or dropped.
+PEEK: Final = int(socket.MSG_PEEK)
 _NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
@@ -179,6 +183,14 @@ def recv_packet(sock: socket.socket, flags: int = 0, size: int = _RECEIVE) -> tu
             raise Truncated(text, fds, packet, descriptors_lost=True)
         raise Truncated(f"a message was longer than {size} bytes", fds)
     return packet, fds
+
+
+def drop_packet(sock: socket.socket) -> None:
+    """Take the packet that was peeked at off its socket.
+
+    Its descriptors are closed by that, so whoever peeked still holds them: the last close of a foreign file may block.
+    """
+    sock.recv(1, NOWAIT)  # of zero bytes CPython makes no system call
 
 
 def close_all(fds: Iterable[OwnedFd]) -> None:

@@ -7,6 +7,7 @@ an eventfd, a pidfd), and each wait has a limit.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import pathlib
@@ -41,6 +42,7 @@ __all__ = [
     "eventfd_count",
     "eventfd_id",
     "is_readable",
+    "last_descendant",
     "not_run",
     "package_folder",
     "same_file",
@@ -305,6 +307,22 @@ class Child:
         # pread: the offset of the file is shared with the child.
         return os.pread(self._stderr.fileno(), size, 0).decode(errors="replace")
 
+    def wait_said(self, text: str, times: int = 1, timeout: float = LIMIT) -> None:
+        """Wait until ``text`` has been written to its standard error so many times."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        watch = libc.inotify_init1(os.O_CLOEXEC)
+        try:
+            assert libc.inotify_add_watch(watch, f"/proc/self/fd/{self._stderr.fileno()}".encode(), 0x2) >= 0  # IN_MODIFY
+            deadline = time.monotonic() + timeout
+            while self.log().count(text) < times:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    pytest.fail(f"{self} did not say {text!r} {times} times within {timeout} s; its standard error:\n{self.log()}")
+                wait_readable(watch, left)
+                os.read(watch, 65536)
+        finally:
+            os.close(watch)
+
     def signal(self, number: int) -> None:
         """Send it a signal."""
         self.process.send_signal(number)
@@ -373,7 +391,8 @@ class BrokerProcess:
 
     def __init__(self, child: Child, path: str) -> None:
         self.process = child
-        self.pid = child.pid
+        #: The broker's own, at first.  Whoever was started is its keeper, or what runs that.
+        self.pid = last_descendant(child.pid)
         #: Where it listens.
         self.path = path
         #: What a client process needs in its environment.
@@ -390,8 +409,14 @@ class BrokerProcess:
             self.process.signal(signal.SIGTERM)
         return self.process.wait(timeout), self.log()
 
+    def reload(self) -> None:
+        """Have it load the code and the configuration again, and wait until it has, or has said that it cannot."""
+        times = self.log().count("the configuration was read again") + 1
+        self.process.signal(signal.SIGHUP)
+        self.process.wait_said("the configuration was read again", times)
+
     def kill(self) -> None:
-        """End it with SIGKILL, as an operator or the kernel might; its exit code then says nothing about it."""
+        """End it with SIGKILL, keeper and all, as an operator or the kernel might; its exit code then says nothing about it."""
         self._must_stop_well = False
         self.process.kill()
 
@@ -401,6 +426,13 @@ class BrokerProcess:
         assert not complaints(log), f"the broker complained:\n{log}"
         if self._must_stop_well:
             assert code == 0, f"the broker ended with {code}:\n{log}"
+
+
+def last_descendant(pid: int) -> int:
+    """Of a keeper's two children the broker is started last."""
+    while children := pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+        pid = int(children[-1])
+    return pid
 
 
 class StartBroker:

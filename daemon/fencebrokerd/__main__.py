@@ -1,6 +1,6 @@
 """``python -m fencebrokerd``."""
 
-from fencebrokerd.cli import main
+from fencebrokerd.keeper import main
 
 if __name__ == "__main__":
     main()

@@ -18,10 +18,15 @@ from fencebroker import places
 from fencebrokerd import __version__
 from fencebrokerd.config import LEVELS, POLICY, Config, ConfigError, load, settings
 from fencebrokerd.core.broker import Broker
+from fencebrokerd.keeper import GENERATION, STEP_ASIDE, Keeper, leave
+from fencebrokerd.shell import failpoints
+from fencebrokerd.shell.journal import Journal
 from fencebrokerd.shell.listener import Listener
 from fencebrokerd.shell.log import Log
-from fencebrokerd.shell.notify import hold_standard_streams, passed_sockets, say_ready
+from fencebrokerd.shell.notify import passed_sockets, say_ready
+from fencebrokerd.shell.record import Listening
 from fencebrokerd.shell.server import Server
+from fencebrokerd.shell.takeover import take_over
 
 __all__ = ["main"]
 
@@ -49,16 +54,31 @@ SYSTEM_CONFIG = Path("/etc/fencebroker/fencebroker.toml")
 @click.option(
     "--idle-exit", metavar="SECONDS", help="Leave after so long without a client, a timeline or an active fence; 0: never.  [default: 0]"
 )
+@click.option("--no-keeper", is_flag=True, help="Run without the process that replaces a broker that dies, for debuggers.")
+@click.option("--rehearse", is_flag=True, hidden=True)
 @click.option("--log-level", metavar="LEVEL", help=f"Leave out what is less important: {', '.join(LEVELS)}.  [default: notice]")
 @click.version_option(__version__, prog_name="fencebrokerd")
-def cli(listen: str | None, user: bool, config: Path | None, check_config: bool, ready_fd: int | None, **arguments: Any) -> None:
+@click.pass_obj
+def cli(
+    keeper: Keeper | None,
+    /,
+    listen: str | None,
+    user: bool,
+    config: Path | None,
+    check_config: bool,
+    ready_fd: int | None,
+    no_keeper: bool,
+    rehearse: bool,
+    **arguments: Any,
+) -> None:
     """The fence broker: owns timelines and hands out sync_file descriptors to the processes that connect.
 
     Sockets passed by a service manager (LISTEN_FDS) are used if there are any; otherwise it listens on --listen, or on the user's place
     (--user), or, as root, on /run/fencebroker/broker.sock.  Every option can also stand in the environment (FENCEBROKERD_IDLE_EXIT=30) or in
     the file (idle_exit = 30); arguments come before the environment, the environment before the file.
 
-    SIGTERM ends it in order: active fences complete with ECANCELED.  SIGHUP reads the configuration again and loses nothing.
+    SIGTERM ends it in order: active fences complete with ECANCELED.  SIGHUP loads the code and the configuration that are installed now, and
+    loses nothing.  A broker that dies is replaced at once, and nobody who waits notices.
     """
     if listen is not None and user:
         raise click.UsageError("--listen and --user exclude each other")
@@ -69,15 +89,25 @@ def cli(listen: str | None, user: bool, config: Path | None, check_config: bool,
     def read() -> Config:
         return load({"listen": listen, **arguments}, os.environ, file)
 
+    if keeper is not None and keeper.page.words[GENERATION] > 1:
+        failpoints.start(keeper.page.words[GENERATION])
+        raise_descriptor_limit(None)
+        server_and_log = take_over(keeper, read)
+        if server_and_log is not None:
+            sys.exit(run(*server_and_log))
     try:
         loaded = read()
-        check_ready_fd(ready_fd)
+        if not rehearse:
+            check_ready_fd(ready_fd)
     except ConfigError as err:
+        if rehearse:
+            Log("notice").write("error", f"the configuration stays as it was: {err}")
+            sys.exit(1)
         raise click.UsageError(str(err)) from err
     if check_config:
         show(loaded)
-        return
-    sys.exit(serve(loaded, read, user, ready_fd))
+    elif not rehearse:
+        sys.exit(serve(loaded, read, user, ready_fd, keeper))
 
 
 def check_ready_fd(ready_fd: int | None) -> None:
@@ -150,15 +180,18 @@ def default_path(user: bool) -> Path:
     return places.SYSTEM_SOCKET
 
 
-def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int | None) -> int:
-    """Listen and run; returns the exit code.  ``read`` reads the configuration again, for SIGHUP."""
+def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int | None, keeper: Keeper | None) -> int:
+    """Listen and run; returns the exit code.  ``read`` reads the configuration again, for SIGHUP.  Without a keeper nothing outlives it."""
     log = Log(config.log_level)
     listener = None
+    host = Keeper() if keeper is None else keeper
     try:
-        sockets = passed_sockets()
-        if not sockets:
+        sockets = passed_sockets(host.page.keeper)
+        if sockets:
+            entries = [Listening(sock.detach(), None, None, None, None) for sock in sockets]
+        else:
             listener = Listener(config.listen or default_path(user), config.socket_mode)
-            sockets = [listener.socket]
+            entries = [listener.hand_over()]
     except (ConfigError, OSError) as err:
         log.write("error", str(err))
         return 1
@@ -168,23 +201,34 @@ def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int 
     # What the interpreter, the log, the listeners and the epolls have is not for clients.
     limits = dataclasses.replace(config.limits, descriptors=limit - len(os.listdir("/proc/self/fd")) - 8)
     config = dataclasses.replace(config, limits=limits)
-    server = Server(config, Broker(limits, os.getuid()), sockets, log, read)
-    where = " ".join(name for sock in sockets if (name := address(sock)))
+    failpoints.start(1)
+    host.page.version = __version__
+    journal = None if keeper is None else Journal(keeper.page)
+    server = Server(config, Broker(limits, os.getuid()), entries, log, read, host, journal)
+    where = " ".join(name for name in map(address, entries) if name)
     log.write("notice", f"fencebrokerd {__version__} serves {where} (descriptor limit {limit})")
-    n = server.run(lambda: say_ready(ready_fd))
+    return run(server, listener, log, lambda: say_ready(ready_fd, host.page.keeper))
+
+
+def run(server: Server, listener: Listener | None, log: Log, ready: Callable[[], None]) -> int:
+    """Serve to the end; returns the exit code."""
+    n = server.run(ready)
+    if n is None:
+        leave(STEP_ASIDE)
     if listener is not None:
         listener.unlink()
     log.write("notice", f"fencebrokerd stopped: {n} active {'fence' if n == 1 else 'fences'} completed with ECANCELED")
     return 0
 
 
-def address(sock: socket.socket) -> str:
+def address(listening: Listening) -> str:
     """A listening socket's path, for the log."""
+    sock = socket.socket(fileno=listening.fd)
     name = sock.getsockname()
+    sock.detach()
     return name if isinstance(name, str) else "@" + name[1:].decode(errors="backslashreplace")
 
 
-def main() -> None:
-    """Run the command."""
-    hold_standard_streams()
-    cli(prog_name="fencebrokerd")
+def main(keeper: Keeper | None) -> None:
+    """Run the command, as the broker of ``keeper``."""
+    cli(prog_name="fencebrokerd", obj=keeper)

@@ -11,12 +11,15 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgpack
+
 from fencebroker import wire
 from fencebroker.errors import Refusal
 from fencebroker.fds import status_from_count, status_word
 from fencebroker.model import Limits
 from fencebroker.rows import Row, read_row
 from fencebrokerd.core import effects as fx
+from fencebrokerd.core import snapshot
 from fencebrokerd.core.account import Slot
 from fencebrokerd.core.broker import Broker
 from fencebrokerd.core.fence import Array, Fence
@@ -131,7 +134,7 @@ class World:
             self.run(self.broker.tidy(self.now))
 
     def _collect(self) -> None:
-        for event in self.broker._turn.events:
+        for event in self.broker.take_events():
             self.events.append(event)
             self.replayed.apply(event)
 
@@ -236,6 +239,12 @@ class World:
         """Everything that must hold at any moment."""
         state = self.state
         assert table(state) == table(self.replayed), "the fold of the events is not the state"
+        rows = wire.encode(snapshot.dump(state))
+        loaded = snapshot.load(
+            msgpack.unpackb(rows, use_list=False), self.limits.remembered_failures, state.own_uid, self.limits.failures_per_uid
+        )
+        assert table(state) == table(loaded), "a snapshot is not the state"
+        assert wire.encode(snapshot.dump(loaded)) == rows, "a snapshot of a snapshot is another one"
         assert self.eventfds.keys() == state.sync_files.keys(), "the broker's copies are not the sync_files on record"
         assert self.sockets == state.sockets.keys()
         for handle, sync_file in state.sync_files.items():
@@ -456,6 +465,7 @@ def table(state: State) -> dict[str, Any]:
             handle: (s.fence.id, s.name, s.session, s.uid, s.pid, s.comm, s.created, s.private, s.tampered)
             for handle, s in state.sync_files.items()
         },
+        "subscribers": list(state.subscribers),
         "placeholders": {key: {k: fence.id for k, fence in waiting.items()} for key, waiting in state.placeholders.items()},
         "expiries": sorted({(at, id) for at, id in state.expiries if (f := state.fences.get(id)) is not None and not f.status}),
     }  # fmt: skip

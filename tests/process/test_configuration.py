@@ -210,14 +210,9 @@ def test_users_and_groups_are_let_in_by_a_reload(configured: tuple[BrokerProcess
             ("", [], True),
         ]:
             file.write_text(text)
-            reload(broker, connection)
+            broker.reload()
+            connection.create_timeline().close()
             assert (answer(spawn, broker, *groups) == "served") is served, text
-
-
-def reload(broker: BrokerProcess, connection: fb.Broker) -> None:
-    """Signals come before what is asked later: the answer says that it was read."""
-    broker.process.signal(signal.SIGHUP)
-    connection.create_timeline().close()
 
 
 def test_names_of_users_and_groups(spawn: Spawn, tmp_path: pathlib.Path) -> None:
@@ -250,7 +245,8 @@ def test_limits_of_one_user(configured: tuple[BrokerProcess, pathlib.Path], spaw
 
         def configure(text: str) -> None:
             file.write_text(served + text)
-            reload(broker, connection)
+            broker.reload()
+            connection.create_timeline().close()
 
         configure("[policy.quotas.4242]\ntimelines_per_uid = 2\n")
         child = spawn(guest, broker.path)

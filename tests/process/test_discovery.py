@@ -10,10 +10,11 @@ import socket
 import stat
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 import fencebroker as fb
-from tests.helpers import LIMIT, BrokerProcess, Spawn, StartBroker, complaints, not_run, wait_gone
+from tests.helpers import LIMIT, BrokerProcess, Spawn, StartBroker, complaints, last_descendant, not_run, wait_gone
 
 
 class Home:
@@ -34,7 +35,11 @@ class Home:
         self.log = f"{self.state}/fencebroker/broker.log"
 
     def brokers(self) -> list[int]:
-        """The pids of brokers that listen here."""
+        """The pids of the brokers that listen here."""
+        return [last_descendant(pid) for pid in self.keepers()]
+
+    def keepers(self) -> list[int]:
+        """The pids of what was started here and keeps a broker."""
         found = []
         for name in os.listdir("/proc"):
             if name.isdigit():
@@ -42,7 +47,7 @@ class Home:
                     arguments = stream.read().split(b"\0")
                     if b"fencebrokerd" in arguments and self.socket.encode() in arguments:
                         found.append(int(name))
-        return found
+        return [pid for pid in found if psutil.Process(pid).ppid() not in found]  # broker and reaper are children of their keeper
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ def home(folder: str) -> Iterator[Home]:
     """A user without a broker; one that was started for it is ended."""
     home = Home(folder)
     yield home
-    for pid in home.brokers():
+    for pid in home.keepers():
         os.kill(pid, signal.SIGTERM)
         wait_gone(pid)
     if os.path.exists(home.log):
@@ -286,5 +291,5 @@ def test_a_broker_that_refuses_is_an_answer(spawn: Spawn, home: Home, start_brok
     file.write_text("[limits]\nsessions_per_uid = 1\n")
     own = start_broker("--config", str(file), path=home.socket)
     with fb.connect(home.socket):
-        assert spawn(TRY, env=home.env).finish() == "QuotaExceeded [Errno 122] sessions per user: 1 of 1 are in use\n"
+        assert spawn(TRY, env=home.env).finish() == "QuotaExceeded [Errno 122] sessions per user: 1 of 1 are in use and 1 more do not fit\n"
     assert home.brokers() == [own.pid]

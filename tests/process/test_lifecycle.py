@@ -111,7 +111,7 @@ def test_sd_notify(start_broker: StartBroker, folder: str, abstract: bool) -> No
         manager.settimeout(LIMIT)
         manager.bind("\0" + name[1:] if abstract else name)
         broker = start_broker(env={"NOTIFY_SOCKET": name})
-        assert manager.recv(100).decode().splitlines() == ["READY=1", f"MAINPID={broker.pid}"]
+        assert manager.recv(100).decode().splitlines() == ["READY=1", f"MAINPID={broker.process.pid}"]
         assert broker.stop()[0] == 0
         while (said := manager.recv(100)).startswith(b"STATUS="):
             pass
@@ -183,7 +183,7 @@ def test_listen_fds(spawn: Spawn, folder: str) -> None:
         ("file", "1", "descriptor 3 is not a socket"),
         ("listener", "many", "must be a count of descriptors, not 'many'"),
         ("listener", "2000", "must be a count of descriptors, not '2000'"),
-        ("listener", "7", "is not a socket: Bad file descriptor"),
+        ("listener", "7", "is not a socket: "),
     ],
 )
 def test_listen_fds_are_checked(spawn: Spawn, folder: str, kind: str, count: str, said: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from fencebroker.fds import OwnedFd, new_fence_eventfd, recv_packet, send_packet, status_word, write_status
 from fencebrokerd.core import effects as fx
-from fencebrokerd.shell.identity import LAZY, RECENT, Identity
+from fencebrokerd.shell.identity import LAZY, RECENT, Identity, cookie_of
 from tests.helpers import descriptors, eventfd_id, not_run
 from tests.sockets.scarcity import descriptors_left
 
@@ -142,7 +142,7 @@ def test_a_timelines_descriptor_by_any_copy_and_by_its_end_only(identity: Identi
         for number, (ours, theirs) in enumerate(pairs, 1):
             stack.enter_context(ours)
             stack.enter_context(theirs)
-            identity.add_socket(number, theirs)
+            identity.add_socket(number, cookie_of(theirs))
         for number, (ours, theirs) in enumerate(pairs, 1):
             with OwnedFd(os.dup(theirs.fileno())) as copy:
                 assert identity.identify(copy.fileno()) == fx.KnownTimeline(number)

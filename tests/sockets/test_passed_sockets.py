@@ -73,7 +73,7 @@ def test_what_is_meant_for_somebody_else_is_left_alone(monkeypatch: pytest.Monke
     if count is not None:
         monkeypatch.setenv("LISTEN_FDS", count)
     monkeypatch.setenv("LISTEN_FDNAMES", "broker")
-    assert passed_sockets() == []
+    assert passed_sockets(os.getpid()) == []
     assert not {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} & os.environ.keys(), "nobody after us takes them for theirs"
 
 
@@ -82,7 +82,7 @@ def test_a_count_that_is_none(monkeypatch: pytest.MonkeyPatch, count: str) -> No
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     monkeypatch.setenv("LISTEN_FDS", count)
     with pytest.raises(ConfigError, match=r"LISTEN_FDS: must be a count of descriptors, not "):
-        passed_sockets()
+        passed_sockets(os.getpid())
 
 
 # -- readiness
@@ -91,7 +91,7 @@ def test_a_count_that_is_none(monkeypatch: pytest.MonkeyPatch, count: str) -> No
 def test_ready_is_one_newline_and_the_end() -> None:
     reader, writer = os.pipe()
     with OwnedFd(reader):
-        say_ready(writer)
+        say_ready(writer, os.getpid())
         assert_not_fd(writer)
         wait_readable(reader)
         assert os.read(reader, 10) == b"\n"
@@ -101,7 +101,7 @@ def test_ready_is_one_newline_and_the_end() -> None:
 def test_nobody_needs_to_listen(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    say_ready(writer)
+    say_ready(writer, os.getpid())
     for address in ("", f"{folder}/absent", "@fencebroker-absent", "x" * 200, "@" + "x" * 200):
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         notify("READY=1")
@@ -119,5 +119,5 @@ def test_a_service_manager_hears_it_and_a_busy_one_is_not_waited_for(monkeypatch
         with contextlib.suppress(BlockingIOError):
             while True:
                 manager.recv(100, socket.MSG_DONTWAIT)
-        say_ready(None)
+        say_ready(None, os.getpid())
         assert manager.recv(100) == f"READY=1\nMAINPID={os.getpid()}".encode()

@@ -29,9 +29,10 @@ MAX_WAITS: Final = 256
 class Broker:
     """Owns the state.  ``own_uid`` is the broker's user, who may inspect everything."""
 
-    def __init__(self, limits: Limits, own_uid: int) -> None:
+    def __init__(self, limits: Limits, own_uid: int, state: State | None = None) -> None:
+        """Begin with nothing, or go on with a ``state`` that was built again."""
         self.limits = limits
-        self.state = State(limits.remembered_failures, own_uid, limits.failures_per_uid)
+        self.state = State(limits.remembered_failures, own_uid, limits.failures_per_uid) if state is None else state
         self._turn = Turn(self.state, limits)
 
     def configure(self, limits: Limits, quotas: Mapping[int, Limits] | None = None) -> None:
@@ -59,12 +60,11 @@ class Broker:
             raise Refusal(errno.EDQUOT, f"{quota}: {used} of {limits.sessions} are in use", (quota, limits.sessions, used))
         self._turn.check_share(uid, Slot.SESSIONS)
         self._begin(now)
-        self._turn.emit(e.SessionOpened(session, uid, gid, groups, pid, comm, now))
+        self._turn.emit(e.SessionOpened(session, uid, gid, tuple(sorted(groups)), pid, comm, now))
 
     def disconnect(self, session: int, now: int) -> list[fx.Effect]:
         """A client is gone."""
         turn = self._begin(now)
-        turn.tracing.discard(session)
         known = self.state.sessions.get(session)
         if known is not None:
             for wait in list(turn.waits.get(session, ())):
@@ -193,6 +193,12 @@ class Broker:
             turn.emit(e.SyncFileTampered(handle))
         return turn.effects
 
+    def lose(self, handles: Sequence[int], now: int) -> list[fx.Effect]:
+        """The broker's copies of these are gone, by a fault of its own."""
+        turn = self._begin(now)
+        minting.drop(turn, handles)
+        return turn.effects
+
     def poison(self, handles: Sequence[int], now: int) -> list[fx.Effect]:
         """Holders made these eventfds block: close our copies, and end the sessions of the uid that asked for them."""
         turn = self._begin(now)
@@ -226,20 +232,25 @@ class Broker:
         self.state.assert_empty()
         return turn.effects
 
+    def take_events(self) -> list[e.Event]:
+        """Take what has changed since the last call."""
+        turn = self._turn
+        events, turn.events = turn.events, []
+        return events
+
     @property
     def is_traced(self) -> bool:
-        """Whether anybody asked for events."""
-        return bool(self._turn.tracing)
+        """Whether anybody follows the events."""
+        return bool(self.state.subscribers)
 
-    def take_lines(self) -> tuple[set[int], list[Any]]:
-        """Take the rendered events since the last call, and the sessions that asked for them."""
+    def take_lines(self) -> tuple[Sequence[int], list[Any]]:
+        """Take the rendered events since the last call, and the sessions that follow them."""
         lines, self._turn.lines = self._turn.lines, []
-        return self._turn.tracing, lines
+        return tuple(self.state.subscribers), lines
 
     def _begin(self, now: int) -> Turn:
         turn = self._turn
         turn.now = now
-        turn.events = []
         turn.effects = []
         return turn
 
@@ -315,12 +326,13 @@ def _reclaim(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> No
 
 
 def _subscribe(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
-    uid = turn.session.uid
-    used = sum(1 for session in turn.tracing if turn.state.sessions[session].uid == uid)
+    uid, subscribers = turn.session.uid, turn.state.subscribers
+    used = sum(1 for session in subscribers if turn.state.sessions[session].uid == uid)
     limit = turn.limits_of(uid).subscriptions_per_uid
-    if turn.session.id not in turn.tracing and used >= limit:
-        turn.refuse(errno.EDQUOT, "subscriptions per user", limit, used, 1)
-    turn.tracing.add(turn.session.id)
+    if turn.session.id not in subscribers:
+        if used >= limit:
+            turn.refuse(errno.EDQUOT, "subscriptions per user", limit, used, 1)
+        turn.emit(e.Subscribed(turn.session.id))
     turn.answer()
 
 
@@ -336,7 +348,7 @@ def _wait_start(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) ->
     """Answer with the status; a wait is only kept in mind while somebody follows the events."""
     fence = minting.find_fence(turn, m[2], references[0] if references else None)
     wait = 0
-    if turn.tracing and not fence.status:
+    if turn.state.subscribers and not fence.status:
         waits = turn.waits.setdefault(turn.session.id, {})
         if len(waits) < MAX_WAITS:
             wait = turn.serial
@@ -354,7 +366,7 @@ def _end_wait(turn: Turn, session: Session, wait: int) -> None:
     fence = waits.pop(wait, None)
     if not waits:
         turn.waits.pop(session.id, None)
-    if fence is not None and turn.tracing:
+    if fence is not None and turn.state.subscribers:
         turn.lines.append(trace.wait(True, fence, session, turn.now))
 
 

@@ -5,9 +5,9 @@ Ids in events (fences, handles, sockets) are given by the decision that emits th
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-__all__ = ["Event"]
+__all__ = ["EVENTS", "Event"]
 
 
 class SessionOpened(NamedTuple):
@@ -16,7 +16,7 @@ class SessionOpened(NamedTuple):
     session: int
     uid: int
     gid: int
-    groups: frozenset[int]
+    groups: tuple[int, ...]
     pid: int
     comm: str
     at: int
@@ -232,6 +232,12 @@ class SyncFileTampered(NamedTuple):
     handle: int
 
 
+class Subscribed(NamedTuple):
+    """A session follows the events from here on."""
+
+    session: int
+
+
 Event: TypeAlias = (
     SessionOpened
     | SessionClosed
@@ -259,4 +265,36 @@ Event: TypeAlias = (
     | SyncFileReleased
     | SyncFileDropped
     | SyncFileTampered
+    | Subscribed
+)
+
+#: By the number under which a journal knows each kind.  The next version reads what this one wrote: add at the end, change and remove nothing.
+EVENTS: Final[tuple[type[Event], ...]] = (
+    SessionOpened,
+    SessionClosed,
+    TimelineCreated,
+    TimelineOpened,
+    TimelineShown,
+    TimelineForgotten,
+    SocketMade,
+    CreatorDied,
+    SocketClosed,
+    TimelineClosed,
+    TimelineAdvanced,
+    TimelineExported,
+    PointFailed,
+    FenceCreated,
+    StubCreated,
+    ArrayCreated,
+    PlaceholderCreated,
+    PlaceholderBound,
+    FenceSignalled,
+    DeadlineSet,
+    FenceForgotten,
+    SyncFileCreated,
+    SyncFileReleased,
+    SyncFileDropped,
+    SyncFileTampered,
+    Subscribed,
+    TimelineModeSet,
 )

@@ -15,7 +15,7 @@ from fencebrokerd.core.account import Account, Charge, Slot
 from fencebrokerd.core.fence import Array, Fence, Placeholder, Stub, SyncFile
 from fencebrokerd.core.timeline import Timeline
 
-__all__ = ["Session", "State"]
+__all__ = ["Session", "State", "nobody"]
 
 
 class Session:
@@ -27,7 +27,7 @@ class Session:
         self.id = opened.session
         self.uid = opened.uid
         self.gid = opened.gid
-        self.groups = opened.groups
+        self.groups = frozenset(opened.groups)
         self.pid = opened.pid
         self.comm = opened.comm
         self.created = opened.at
@@ -39,6 +39,11 @@ class Session:
     def who(self) -> tuple[int, int, str]:
         """The process at the other end."""
         return self.pid, self.uid, self.comm
+
+
+def nobody() -> Session:
+    """Return a session that is nobody's: before the first request there is none."""
+    return Session(e.SessionOpened(0, 0, 0, (), 0, "", 0), Charge(Account(0), Slot.SESSIONS))
 
 
 class State:
@@ -65,6 +70,8 @@ class State:
         self.next_handle = 1
         self.n_signalled = 0
         self._sweep_at = 64
+        #: Sessions that follow the events, in the order in which they asked.
+        self.subscribers: dict[int, None] = {}
 
     def account(self, uid: int) -> Account:
         """Return the account of ``uid``, made when it is first needed."""
@@ -141,6 +148,7 @@ class State:
 
     def _session_closed(self, event: e.SessionClosed) -> None:
         session = self.sessions.pop(event.session)
+        self.subscribers.pop(event.session, None)
         assert not session.handles
         for context in session.minting:
             self.timelines[context].minters.discard(session.id)
@@ -397,6 +405,9 @@ class State:
     def _sync_file_tampered(self, event: e.SyncFileTampered) -> None:
         self.sync_files[event.handle].tampered = True
 
+    def _subscribed(self, event: e.Subscribed) -> None:
+        self.subscribers[event.session] = None
+
 
 FOLD: Final[dict[type, Callable[[State, Any], None]]] = {
     e.SessionOpened: State._session_opened,
@@ -425,4 +436,5 @@ FOLD: Final[dict[type, Callable[[State, Any], None]]] = {
     e.SyncFileReleased: State._sync_file_released,
     e.SyncFileDropped: State._sync_file_dropped,
     e.SyncFileTampered: State._sync_file_tampered,
+    e.Subscribed: State._subscribed,
 }

@@ -11,7 +11,7 @@ from fencebroker.errors import Refusal
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
 from fencebrokerd.core.account import Slot, allowance
-from fencebrokerd.core.state import FOLD
+from fencebrokerd.core.state import FOLD, nobody
 from fencebrokerd.core.trace import render
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fencebrokerd.core.account import Account
     from fencebrokerd.core.events import Event
     from fencebrokerd.core.fence import Array, Fence
-    from fencebrokerd.core.state import Session, State
+    from fencebrokerd.core.state import State
     from fencebrokerd.core.trace import Line
 
 __all__ = ["QUOTAS", "Turn"]
@@ -39,7 +39,10 @@ TABLES: Final = {Slot.SESSIONS: "sessions", Slot.TIMELINES: "timelines", Slot.SO
 
 
 class Turn:
-    """Collects events and effects.  An event changes the state at once, so that what is decided next sees it."""
+    """Collects events and effects.  An event changes the state at once, so that what is decided next sees it.
+
+    ``events`` are those since the shell last took them.
+    """
 
     __slots__ = (
         "beside",
@@ -54,7 +57,6 @@ class Turn:
         "serial",
         "session",
         "state",
-        "tracing",
         "waits",
     )
 
@@ -62,7 +64,8 @@ class Turn:
         self.state = state
         self.limits = limits
         self.now = 0
-        self.session: Session
+        #: Whose request is in hand, or was last; at first nobody's.
+        self.session = nobody()
         self.serial = 0
         self.events: list[Event] = []
         self.effects: list[fx.Effect] = []
@@ -70,10 +73,9 @@ class Turn:
         self.quotas: Mapping[int, Limits] = {}
         #: Descriptors in use that the state does not know of: of connections before their hello, in queues, still to be closed.
         self.beside = 0
-        #: Sessions that asked for events; while there are any, each event is rendered as a line.
-        self.tracing: set[int] = set()
+        #: While anybody follows the events, each is rendered as a line.
         self.lines: list[Line] = []
-        #: Waits that were announced while somebody was tracing: by session, then by number.
+        #: Waits that were announced while somebody followed the events: by session, then by number.
         self.waits: dict[int, dict[int, Fence]] = {}
         #: What ``signalling.tidy`` has to look at after the effects are carried out, for whoever waits is woken first: users whose signalled
         #: records may be over the quota, and arrays that may have left active members behind.
@@ -83,7 +85,7 @@ class Turn:
     def emit(self, event: Event) -> None:
         """Record ``event`` and fold it in."""
         self.events.append(event)
-        if self.tracing:
+        if self.state.subscribers:
             self.lines.extend(render(self.state, event, self.now, self.session))
         FOLD[type(event)](self.state, event)
 

@@ -21,21 +21,36 @@ class Creators:
         self._pidfds: dict[int, OwnedFd] = {}  # by session
         self._sessions: dict[int, int] = {}  # by descriptor
 
-    def watch(self, session: int, sock: socket.socket) -> None:
-        """Watch the process at the other end of ``sock``; without kernel support, or a free descriptor, it is taken to live."""
+    def __contains__(self, session: int) -> bool:
+        return session in self._pidfds
+
+    def watch(self, session: int, sock: socket.socket) -> int | None:
+        """Watch the process at the other end of ``sock``; returns the pidfd's number if it is new.
+
+        Without kernel support, or a free descriptor, the process is taken to live.
+        """
         if session in self._pidfds:
-            return
+            return None
         try:
-            pidfd = OwnedFd(sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD))
+            pidfd: int = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
         except OSError:
-            return
-        self._pidfds[session] = pidfd
+            return None
+        self.adopt(session, pidfd)
+        return pidfd
+
+    def adopt(self, session: int, fd: int) -> None:
+        """Take ``fd``, a pidfd, and watch it."""
+        pidfd = self._pidfds[session] = OwnedFd(fd)
         self._sessions[pidfd.fileno()] = session
         self._epoll.register(pidfd.fileno(), select.EPOLLIN)
 
     def session_of(self, fd: int) -> int | None:
         """Which session's process has died, if ``fd`` is one of ours."""
         return self._sessions.get(fd)
+
+    def entries(self) -> dict[int, int]:
+        """Which descriptor each pidfd is."""
+        return {session: pidfd.fileno() for session, pidfd in self._pidfds.items()}
 
     def forget(self, session: int) -> None:
         """Stop watching."""

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from fencebroker.fds import OwnedFd
+from fencebrokerd.keeper import ACCEPTING
+from fencebrokerd.shell import failpoints
 from fencebrokerd.shell.log import Log
 
 __all__ = ["Door"]
@@ -25,10 +27,12 @@ ACCEPTS: Final = 4
 class Door:
     """Owns the listeners and the spare descriptor."""
 
-    def __init__(self, listeners: list[socket.socket], epoll: select.epoll, log: Log) -> None:
+    def __init__(self, listeners: list[socket.socket], epoll: select.epoll, log: Log, words: memoryview) -> None:
+        """Watch the listeners; ``words`` is the keeper's page, where it stands while a connection is on its way into our books."""
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._epoll = epoll
         self._log = log
+        self._words = words
         self._spare: OwnedFd | None = _spare()
         self._is_shut = False
         for fd, listener in self._listeners.items():
@@ -39,18 +43,26 @@ class Door:
         return fd in self._listeners
 
     def guests(self, fd: int) -> Iterator[socket.socket]:
-        """Yield new connections, which the caller owns."""
+        """Yield new connections, which the caller owns and has noted when it asks for the next one."""
         listener = self._listeners[fd]
         for _ in range(ACCEPTS):
+            self._words[ACCEPTING] = 1
+            if failpoints.IS_ARMED:
+                failpoints.hit("accept.before")
             try:
                 guest = listener.accept()[0]
             except BlockingIOError:
+                self._words[ACCEPTING] = 0
                 return
             except OSError as err:
+                self._words[ACCEPTING] = 0
                 self._turn_away(listener, err)
                 return
+            if failpoints.IS_ARMED:
+                failpoints.hit("accept.after")
             guest.setblocking(False)
             yield guest
+            self._words[ACCEPTING] = 0
 
     def _turn_away(self, listener: socket.socket, err: OSError) -> None:
         self._log.once(-1, f"accept {err.errno}", f"a connection could not be accepted: {err.strerror}")

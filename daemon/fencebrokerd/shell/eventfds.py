@@ -11,6 +11,7 @@ put off, by user, and written when it is their turn again.  Whoever shows such a
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections import deque
@@ -39,8 +40,14 @@ class Eventfds:
         self._identity = identity
         signal.signal(signal.SIGALRM, lambda *_: None)  # its only work is to interrupt
 
-    def create(self, first: int, count: int) -> None:
-        """Make an eventfd for each handle, all or none; OSError is the kernel's."""
+    def adopt(self, fds: dict[int, int]) -> None:
+        """Take over what another broker of this table made: handle -> descriptor."""
+        for handle, fd in fds.items():
+            self._fds[handle] = fd
+            self._identity.add_eventfd(handle, fd)
+
+    def create(self, first: int, count: int) -> tuple[int, ...]:
+        """Make an eventfd for each handle, all or none, and return the descriptors, borrowed; OSError is the kernel's."""
         made = []
         try:
             for handle in range(first, first + count):
@@ -51,6 +58,7 @@ class Eventfds:
         except OSError:
             self.close(made)
             raise
+        return tuple(self.numbers(made))
 
     def numbers(self, handles: Iterable[int]) -> list[int]:
         """Return the descriptors of ``handles``, borrowed."""
@@ -163,6 +171,19 @@ class Eventfds:
             if fd is not None:
                 self._identity.remove_eventfd(handle)
                 os.close(fd)
+
+    def unsignalled(self, handles: Iterable[int]) -> set[int]:
+        """Those of ``handles`` whose eventfd nobody has written to."""
+        fds = {self._fds[handle]: handle for handle in handles if handle in self._fds}
+        poll = select.poll()
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
+        written = {fds[fd] for fd, _ in poll.poll(0)}
+        return set(fds.values()) - written
+
+    def entries(self) -> dict[int, int]:
+        """Which descriptor each handle's copy is."""
+        return self._fds
 
     def close_all(self) -> None:
         """Close every copy."""

@@ -20,11 +20,13 @@ from fencebroker.fds import F_DUPFD_QUERY, can_compare, peek_status, read_fdinfo
 from fencebroker.model import ACTIVE
 from fencebrokerd.core import effects as fx
 
-__all__ = ["Identity"]
+__all__ = ["Identity", "cookie_of"]
 
 SO_COOKIE: Final = 57
 #: Twice what a user's signalled records keep, so that what only comes and goes is never read.
 LAZY: Final = 2048
+#: Read at a time: after a recovery all are unread.
+AT_ONCE: Final = 512
 #: How many are asked for first.
 RECENT: Final = 8
 
@@ -52,7 +54,7 @@ class Identity:
         """Read the oldest ids that are over the limit; called when everybody has been answered."""
         unread = self._unread
         with contextlib.suppress(OSError):  # no descriptor left to read them with: later
-            while len(unread) > LAZY:
+            for _ in range(min(len(unread) - LAZY, AT_ONCE)):
                 self._read(next(iter(unread)))
 
     def _touch(self, handle: int, fd: int) -> None:
@@ -78,11 +80,14 @@ class Identity:
         except (KeyError, OSError):
             return 0
 
-    def add_socket(self, socket_id: int, end: socket.socket) -> None:
+    def add_socket(self, socket_id: int, cookie: int) -> None:
         """Note the cookie of a timeline's client end."""
-        cookie = _cookie(end)
         self._cookies[cookie] = socket_id
         self._cookie_of[socket_id] = cookie
+
+    def cookie_of_socket(self, socket_id: int) -> int:
+        """The cookie of a timeline's client end."""
+        return self._cookie_of[socket_id]
 
     def remove_socket(self, socket_id: int) -> None:
         """Forget a timeline's socket."""
@@ -126,7 +131,7 @@ class Identity:
         except OSError:  # opened with O_PATH: it stands for a socket and is none
             return fx.Foreign("a socket that cannot be looked at")
         try:
-            socket_id = self._cookies.get(_cookie(sock))
+            socket_id = self._cookies.get(cookie_of(sock))
         finally:
             sock.detach()
         return fx.Foreign("a socket that is no timeline of this broker") if socket_id is None else fx.KnownTimeline(socket_id)
@@ -156,7 +161,8 @@ class Identity:
         return info.id
 
 
-def _cookie(sock: socket.socket) -> int:
+def cookie_of(sock: socket.socket) -> int:
+    """What tells a socket from every other one, as long as the machine runs."""
     return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), "little")
 
 

@@ -7,9 +7,11 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import Self
 
 from fencebroker.fds import OwnedFd
 from fencebrokerd.config import ConfigError
+from fencebrokerd.shell.record import Listening
 
 __all__ = ["Listener"]
 
@@ -47,6 +49,24 @@ class Listener:
             raise
         found = os.lstat(path)
         self._identity = found.st_dev, found.st_ino
+
+    @classmethod
+    def adopt(cls, entry: Listening) -> Self:
+        """Go on with what another broker of this table bound."""
+        self = cls.__new__(cls)
+        assert entry.path is not None
+        assert entry.lock is not None
+        assert entry.device is not None
+        assert entry.inode is not None
+        self.path, self._lock, self._identity = Path(entry.path), OwnedFd(entry.lock), (entry.device, entry.inode)
+        sock = socket.socket(fileno=entry.fd)
+        sock.listen(BACKLOG)  # whoever asks the kernel who serves here is told who listened last
+        sock.detach()
+        return self
+
+    def hand_over(self) -> Listening:
+        """Give the socket away, and say what the next broker has to know."""
+        return Listening(self.socket.detach(), str(self.path), self._lock.fileno(), *self._identity)
 
     def unlink(self) -> None:
         """Remove the path if it is still ours, and give the lock back."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 
 from fencebrokerd.config import ConfigError
+from fencebrokerd.keeper import hold_standard_streams
 
-__all__ = ["hold_standard_streams", "notify", "passed_sockets", "say_ready"]
+__all__ = ["notify", "passed_sockets", "say_ready"]
 
 _FIRST = 3  # SD_LISTEN_FDS_START
 
@@ -26,9 +26,9 @@ def notify(text: str) -> None:
         sock.sendto(text.encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, address)
 
 
-def say_ready(ready_fd: int | None) -> None:
+def say_ready(ready_fd: int | None, main_pid: int) -> None:
     """Say that clients can connect: READY=1, and one newline on ``ready_fd``, which is then closed."""
-    notify(f"READY=1\nMAINPID={os.getpid()}")
+    notify(f"READY=1\nMAINPID={main_pid}")
     if ready_fd is not None:
         try:
             os.write(ready_fd, b"\n")
@@ -39,23 +39,14 @@ def say_ready(ready_fd: int | None) -> None:
             hold_standard_streams()
 
 
-def hold_standard_streams() -> None:
-    """Open /dev/null where standard input, output or error is closed: what is written there must not reach a client's descriptor."""
-    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-    if sys.stderr is None:  # it was closed when the interpreter started
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for the life of the process
-
-
-def passed_sockets() -> list[socket.socket]:
+def passed_sockets(main_pid: int) -> list[socket.socket]:
     """Take the listening sockets passed by LISTEN_FDS; ConfigError unless each is a listening SOCK_SEQPACKET Unix socket.
 
-    The variables are removed, so that nobody else takes the descriptors for theirs.
+    They are for the process ``main_pid``.  The variables are removed, so that nobody else takes the descriptors for theirs.
     """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
-    if not count or pid != str(os.getpid()):
+    if not count or pid != str(main_pid):
         return []
     if not count.isdigit() or int(count) > 64:
         raise ConfigError(f"LISTEN_FDS: must be a count of descriptors, not {count!r}")

@@ -22,6 +22,7 @@ from typing import Final
 from fencebroker.fds import NOWAIT, OwnedFd, close_all, send_packet
 from fencebroker.protocol import Conversation
 from fencebrokerd.core.account import allowance
+from fencebrokerd.shell.ledger import Owed
 
 __all__ = ["Credentials", "Flight", "Peer", "TooSlow", "printable"]
 
@@ -149,10 +150,12 @@ class Peer:
         "conversation",
         "credentials",
         "flight",
+        "foreign",
         "limit_bytes",
         "limit_descriptors",
         "limit_user",
         "lost",
+        "owed",
         "queue",
         "queued_bytes",
         "sent",
@@ -182,6 +185,9 @@ class Peer:
         self.unread = 0
         self.stalled_at = 0
         self.lost = 0
+        #: The packet whose answer is queued: it stays in its socket until then, and so does what it brought that is not ours.
+        self.owed: Owed | None = None
+        self.foreign: list[OwnedFd] = []
 
     def send(self, packet: bytes, fds: list[int], now: int) -> bool:
         """Send, or queue while the client is slow.  True when the queue just became used; TooSlow when a limit is passed.

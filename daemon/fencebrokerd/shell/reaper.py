@@ -1,40 +1,67 @@
-"""Closes what clients sent.  Closing a foreign file can block for as long as its maker likes (SO_LINGER, a FUSE file), so it is never done
-in the broker's loop.  One thread, started when it is first needed.
+"""Has descriptors closed that clients sent.  Closing a foreign file can block for as long as its maker likes (SO_LINGER, a FUSE file), so it is
+never done in the broker's loop, but by a process that shares its descriptors (``fencebrokerd.keeper.Reaper``).
 """
 
 from __future__ import annotations
 
 import os
-import queue
-import threading
+import signal
+from collections import deque
+from typing import Final
+
+from fencebrokerd.keeper import CLOSED, CLOSING, Keeper
 
 __all__ = ["Reaper"]
 
+#: A close that takes longer is left behind, and another process closes what comes after it.
+PATIENCE_NS: Final = 1_000_000_000
+
 
 class Reaper:
-    """Takes descriptors and closes them, in order, elsewhere."""
+    """Takes descriptors and has them closed, in order.  Owns what does not fit into the pipe."""
 
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._words = keeper.page.words
+        self._sent: int = self._words[CLOSED]
+        self._waiting: deque[int] = deque()
 
     def close_fd(self, fd: int) -> None:
-        """Take ``fd`` and close it soon."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
-            self._thread.start()
-        self._queue.put(fd)
+        """Take ``fd``, which is closed soon."""
+        if not self._keeper.reaper.pid:  # there is no keeper that would have started one
+            self._keeper.reaper.start()
+        self._waiting.append(fd)
+        self._pass_on()
 
-    def stop(self, timeout: float) -> None:
-        """Close what is queued; give up after ``timeout`` seconds, for the end of the process closes the rest."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join(timeout)
-
-    def _run(self) -> None:
-        while (fd := self._queue.get()) is not None:
+    def _pass_on(self) -> None:
+        while self._waiting:
             try:
-                os.close(fd)
-            except OSError:
-                # close() reports late write errors of a file that was never ours; the descriptor is gone either way.
-                continue
+                os.write(self._keeper.reaper.writable, self._waiting[0].to_bytes(4, "little"))
+            except BlockingIOError:
+                return
+            self._waiting.popleft()
+            self._sent += 1
+
+    @property
+    def pending(self) -> int:
+        """How many are not closed yet."""
+        return self._sent - int(self._words[CLOSED]) + len(self._waiting)
+
+    def due(self, now: int) -> int | None:
+        """When to look whether a close is stuck; None while there is nothing to close."""
+        return (int(self._words[CLOSING]) or now) + PATIENCE_NS if self.pending else None
+
+    def pass_time(self, now: int) -> None:
+        """Replace the process when a close takes too long."""
+        since = self._words[CLOSING]
+        if since and since + PATIENCE_NS <= now:
+            if self._keeper.page.keeper == os.getpid():
+                self._keeper.reaper.start()
+            else:
+                os.kill(self._keeper.page.keeper, signal.SIGUSR1)
+        self._pass_on()
+
+    def stop(self) -> None:
+        """Leave the rest to the end of the processes that share the table."""
+        if self._keeper.page.keeper == os.getpid():
+            self._keeper.reaper.end()

@@ -6,6 +6,13 @@ Facts
 Rule
   Timelines' sockets are in an epoll of their own too.  After a session's packet is received and before it is handled, it is emptied.
   It also keeps a busy crowd's requests from delaying other people's signals.
+Order, so that a broker that is killed anywhere leaves what the next one can go on with
+  peek      the packet stays in its socket
+  decide    the core's events and effects
+  create    descriptors that the effects ask for: what nobody knows of is closed by the next broker
+  append    events, descriptors and the answer to the journal; from here on it has happened
+  act       write eventfds, close what was given up, answer: what may be missing can be done twice
+  consume   the packet leaves its socket; only now is what it brought closed
 """
 
 from __future__ import annotations
@@ -18,27 +25,35 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fencebroker import wire
 from fencebroker.errors import Refusal
-from fencebroker.fds import NOWAIT, OwnedFd, Truncated, is_hung_up, recv_packet
+from fencebroker.fds import NOWAIT, PEEK, OwnedFd, Truncated, close_all, drop_packet, is_hung_up, recv_packet
 from fencebroker.protocol import Move, Violation
 from fencebrokerd import __version__
 from fencebrokerd.config import Config, ConfigError
 from fencebrokerd.core import effects as fx
+from fencebrokerd.core import snapshot
 from fencebrokerd.core.broker import Broker
+from fencebrokerd.keeper import ARMED, CONDEMNED, GENERATION, HAND, READY, RECOVERIES, RELOADS, STARTED, TURN, Keeper
+from fencebrokerd.shell import failpoints
+from fencebrokerd.shell import record as r
 from fencebrokerd.shell.admission import admit, check_room
 from fencebrokerd.shell.creators import Creators
 from fencebrokerd.shell.door import Door
 from fencebrokerd.shell.eventfds import Eventfds
 from fencebrokerd.shell.fairness import EVERYBODY, NOBODY, Fairness
 from fencebrokerd.shell.identity import Identity
+from fencebrokerd.shell.journal import Journal
+from fencebrokerd.shell.ledger import Ledger, Owed
 from fencebrokerd.shell.log import Log, escape
 from fencebrokerd.shell.notify import notify
 from fencebrokerd.shell.peer import Flight, Peer, TooSlow, printable
 from fencebrokerd.shell.reaper import Reaper
+from fencebrokerd.shell.record import Listening, config_entry
+from fencebrokerd.shell.recovery import Inheritance
 from fencebrokerd.shell.signals import Signals
 from fencebrokerd.shell.sockets import Sockets
 from fencebrokerd.shell.supervisor import Supervisor
@@ -63,23 +78,40 @@ Effects = list[fx.Effect]
 class Server:
     """Owns every descriptor of the broker and runs until it is told to stop."""
 
-    def __init__(self, config: Config, core: Broker, listeners: list[socket.socket], log: Log, reload: Callable[[], Config]) -> None:
-        """Take the listening sockets.  ``reload`` reads the configuration again for SIGHUP; ConfigError leaves everything as it is."""
+    def __init__(
+        self,
+        config: Config,
+        core: Broker,
+        listeners: Sequence[Listening],
+        log: Log,
+        reload: Callable[[], Config],
+        keeper: Keeper,
+        journal: Journal | None = None,
+    ) -> None:
+        """Take the listening sockets.  ``reload`` reads the configuration again for SIGHUP; ConfigError leaves everything as it is.
+
+        Without a ``journal`` nothing outlives this broker.
+        """
         self._config = config
         self._core = core
         self._log = log
         self._reload = reload
-        self._started = time.monotonic_ns()
+        self._keeper = keeper
+        self._words = keeper.page.words
+        self._ledger = Ledger(self._words, journal)
+        self._is_kept = journal is not None
+        self._listeners = listeners
         self._epoll = select.epoll()
-        self._door = Door(listeners, self._epoll, log)
+        doors = [socket.socket(fileno=listener.fd) for listener in listeners]
+        self._door = Door(doors, self._epoll, log, self._words)
         self._identity = Identity()
         self._eventfds = Eventfds(self._identity)
-        self._reaper = Reaper()
+        self._reaper = Reaper(keeper)
         self._sockets = Sockets(self._identity, self._reaper, self._epoll)
         self._creators = Creators(self._epoll)
         self._fairness = Fairness()
         self._flight = Flight(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        self._supervisor = Supervisor(self._epoll, listeners[0].getsockname(), self._describe)
+        self._supervisor = Supervisor(self._epoll, doors[0].getsockname(), self._describe, keeper.page.keeper)
         self._peers: dict[int, Peer] = {}  # by session
         self._by_fd: dict[int, Peer] = {}
         self._silent: dict[int, Peer] = {}  # before their hello
@@ -90,11 +122,13 @@ class Server:
         core.configure(config.limits, config.limits_of_users())
         self._idle_since: int | None = None
         self._depth = 0
+        #: What the packet in hand brought and is not ours: closed when the packet is gone, for its last close may block.
+        self._foreign: list[OwnedFd] = []
+        #: Whose packet was looked at and is still in its socket.
+        self._looked_at: Peer | None = None
         self._signals = Signals()
         self._full = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - MARGIN
-        self._act: dict[type, Callable[[Any], bool]] = {
-            fx.CreateEventfds: self._create_eventfds,
-            fx.CreateSocket: self._create_socket,
+        self._act: dict[type, Callable[[Any], None]] = {
             fx.Signal: self._signal,
             fx.CloseHandles: self._close_handles,
             fx.CloseSocket: self._close_socket,
@@ -104,43 +138,197 @@ class Server:
 
     # -- life
 
-    def run(self, ready: Callable[[], None]) -> int:
+    def run(self, ready: Callable[[], None]) -> int | None:
         """Serve until SIGTERM or SIGINT, or until idle for long enough.  Calls ``ready`` when clients can connect.
 
-        Returns how many active fences were completed with -ECANCELED.
+        Returns how many active fences were completed with -ECANCELED; None when it stepped aside for the next broker.
         """
         self._signals.watch()
         self._epoll.register(self._signals.fileno(), select.EPOLLIN)
-        signals = self._signals.fileno()
+        self._write_anew()
         ready()
+        words = self._words
+        words[READY] = 1
+        words[TURN] += words[TURN] % 2
         while not self._signals.stop and not self._is_idle_for_good:
             # What was put off stands in the queue like anything else that a user wants.
             left: list[tuple[int, int]] = [(-uid - 1, 0) for uid in self._eventfds.put_off()]
-            for fd, events in self._fairness.order(self._epoll.poll(0 if left else self._timeout()) + left, self._uid_of):
-                if fd < 0:
-                    self._note_signalled(*self._eventfds.resume(-fd - 1, self._core.uid_of))
-                elif (socket_id := self._sockets.id_of(fd)) is not None:
-                    self._take(socket_id)
-                elif (peer := self._by_fd.get(fd)) is not None:
-                    self._turn(peer, events)
-                elif fd in self._door:
-                    for guest in self._door.guests(fd):
-                        self._add_peer(guest)
-                elif fd == signals:
-                    self._signals.drain()
-                elif self._flight.keeps(fd):
-                    if self._flight.is_settled(fd):
-                        self._let_go(fd)
-                elif (session := self._creators.session_of(fd)) is not None:
-                    self._core.creator_died(session, time.monotonic_ns())
-                    self._creators.forget(session)
-                elif self._supervisor.owns(fd):
-                    self._supervisor.come_back()
-            self._pass_time()
-            self._supervisor.say_status()
+            happened = self._epoll.poll(0 if left else self._timeout()) + left
+            words[TURN] += 1
+            if self._is_kept and not words[ARMED]:
+                self._keeper.page.arm()
+            self._take_turn(happened)
             if self._signals.reload:
+                if self._is_kept:
+                    self._step_aside()
+                    return None
                 self._reload_now()
+            words[TURN] += 1
         return self._stop()
+
+    def _take_turn(self, happened: list[tuple[int, int]]) -> None:
+        for fd, events in self._fairness.order(happened, self._uid_of):
+            if fd < 0:
+                self._note_signalled(*self._eventfds.resume(-fd - 1, self._core.uid_of))
+            elif (socket_id := self._sockets.id_of(fd)) is not None:
+                self._take(socket_id)
+            elif (peer := self._by_fd.get(fd)) is not None:
+                self._turn(peer, events)
+                self._words[HAND] = 0
+            elif fd in self._door:
+                for guest in self._door.guests(fd):
+                    self._add_peer(guest)
+            elif fd == self._signals.fileno():
+                self._signals.drain()
+            elif self._flight.keeps(fd):
+                if self._flight.is_settled(fd):
+                    self._let_go(fd)
+            elif (session := self._creators.session_of(fd)) is not None:
+                self._core.creator_died(session, time.monotonic_ns())
+                self._ledger.note(r.CreatorForgotten(session))
+                self._carry_out([])
+                self._creators.forget(session)
+            elif self._supervisor.owns(fd):
+                self._supervisor.come_back()
+        self._pass_time()
+        self._supervisor.say_status()
+        if self._ledger.is_long:
+            self._write_anew()
+
+    # -- for the next broker
+
+    def adopt(self, found: Inheritance, adopted: Sequence[int]) -> None:
+        """Go on with what another broker left, and with connections that it took in and did not note."""
+        state = self._core.state
+        self._next_session = found.next_session
+        self._eventfds.adopt(found.eventfds)
+        for socket_id, (ours, theirs, cookie) in found.sockets.items():
+            self._sockets.adopt(socket_id, ours, theirs, cookie)
+        for session, fd in found.creators.items():
+            self._creators.adopt(session, fd)
+        for session, fd in found.peers.items():
+            self._watch_peer(session, socket.socket(fileno=fd))
+            known = state.sessions.get(session)
+            if known is not None:
+                peer = self._peers[session]
+                del self._silent[session]
+                peer.conversation.move(Move.HELLO)
+                peer.conversation.move(Move.ACCEPT)
+                peer.credentials.comm = known.comm
+        for fd in adopted:
+            self._add_peer(socket.socket(fileno=fd))
+        now = time.monotonic_ns()
+        for session in [session for session in state.sessions if session not in self._peers]:
+            self._carry_out(self._core.disconnect(session, now))
+        for socket_id in [socket_id for socket_id in state.sockets if socket_id not in found.sockets]:
+            self._carry_out(self._core.end_socket(socket_id, now))
+        missing = [handle for handle in state.sync_files if handle not in found.eventfds]
+        self._carry_out(self._core.lose(missing, now))
+        for timeline in state.timelines.values():
+            watched = timeline.creator in self._creators or timeline.creator not in self._peers or not timeline.creator_alive
+            if not watched:
+                self._watch_creator(timeline.creator)
+
+    def close_unknown(self, fds: Sequence[int], table: dict[int, str]) -> None:
+        """Close descriptors that nobody knows: those whose closing cannot block here, the others elsewhere."""
+        for fd in fds:
+            if table[fd].startswith("anon_inode:"):
+                os.close(fd)
+            else:
+                self._reaper.close_fd(fd)
+
+    def redo(self, found: Inheritance) -> None:
+        """Do again what the last broker may not have done: statuses, and the packets that it had in hand."""
+        state = self._core.state
+        newest = {handle for id in found.signalled if (fence := state.fences.get(id)) is not None for handle in fence.sync_files}
+        missing = self._eventfds.unsignalled(handle for handle, file in state.sync_files.items() if file.fence.status)
+        late: dict[int, list[int]] = {}
+        for handle in sorted(newest | missing):
+            late.setdefault(state.sync_files[handle].fence.status, []).append(handle)
+        if failpoints.BUG != "no-recovery":
+            self._carry_out([fx.Signal(handles, status) for status, handles in late.items() if status])
+        if failpoints.IS_ARMED:
+            failpoints.hit("recover.signalled")
+        self._condemn()
+        if failpoints.BUG not in ("no-recovery", "forget-last-serial"):
+            for session, (packet, answer) in found.owed.items():
+                if session in self._peers:
+                    self._recognise(self._peers[session], packet, answer)
+            if found.timeline is not None and found.timeline.id in state.sockets:
+                self._recognise_timeline(found.timeline)
+        for socket_id, _, theirs, _ in list(self._sockets.entries()):
+            if theirs >= 0 and not any(peer.owed and (a := peer.owed[1]) and a.socket == socket_id for peer in self._peers.values()):
+                self._give_end(socket_id)  # its packet is gone: the client has it, or has gone too
+        if failpoints.IS_ARMED:
+            failpoints.hit("recover.recognised")
+
+    def _recognise(self, peer: Peer, packet: r.Packet, answer: r.Answer | None) -> None:
+        """If the packet that waits is the one whose effect is in the journal, only its answer is still due."""
+        try:
+            waiting, fds = recv_packet(peer.sock, NOWAIT | PEEK)
+        except (OSError, Truncated) as err:
+            self._reap(err.fds if isinstance(err, Truncated) else ())
+            return
+        if not waiting or wire.serial_of(waiting) != packet.a:
+            self._reap(fds)
+            return
+        self._foreign += fds
+        if answer is not None:
+            self._answer_again(peer, answer)
+        self._settle(peer, (packet, answer))
+
+    def _answer_again(self, peer: Peer, answer: r.Answer) -> None:
+        end = None if answer.socket is None else self._sockets.end_of(answer.socket)
+        if answer.socket is not None and end is None:
+            return
+        try:
+            fds = [end.fileno()] if end is not None else self._eventfds.numbers(answer.handles)
+            if peer.send(answer.packet, fds, time.monotonic_ns()):
+                self._queue(peer)
+        except (KeyError, OSError, TooSlow):
+            return  # a handle was lost, or the client is: it hears from its end-of-file
+
+    def _recognise_timeline(self, packet: r.Packet) -> None:
+        try:
+            message = self._sockets.receive(packet.id, PEEK)
+        except (OSError, wire.Malformed):
+            return
+        if message is not None and message[0] == packet.a and message[1] == packet.b:
+            self._sockets.consume(packet.id)
+
+    def _condemn(self) -> None:
+        """A packet that ended two brokers in a row costs its sender the session, or fails its timeline."""
+        words = self._words
+        kind, id, serial = words[CONDEMNED], words[CONDEMNED + 1], words[CONDEMNED + 2]
+        words[CONDEMNED] = 0
+        peer = self._peers.get(id)
+        if kind == 1 and peer is not None and _waiting_serial(peer.sock) in (serial, 0):
+            self._end_peer(peer, "ends brokers", f"its packet {serial} ended two brokers in a row")
+        elif kind == 2 and id in self._core.state.sockets:
+            timeline = self._core.state.sockets[id]
+            self._log.once(
+                timeline.uid, "ends brokers", f"timeline {escape(timeline.label)} fails with EPROTO: a packet ended two brokers in a row"
+            )
+            self._carry_out(self._core.break_timeline(id, time.monotonic_ns()))
+
+    def _write_anew(self) -> None:
+        """Begin the journal again with everything that holds now."""
+        self._core.take_events()
+        self._ledger.rewrite(self._snapshot)
+
+    def _snapshot(self) -> bytes:
+        entries: list[r.Entry] = [config_entry(self._config), *self._listeners]
+        entries += [r.PeerAccepted(session, peer.sock.fileno()) for session, peer in self._peers.items()]
+        entries += [r.EventfdsMade(handle, (fd,)) for handle, fd in self._eventfds.entries().items()]
+        entries += [r.SocketMade(*entry) for entry in self._sockets.entries()]
+        entries += [r.CreatorWatched(session, fd) for session, fd in self._creators.entries().items()]
+        owed = [peer.owed for peer in self._peers.values() if peer.owed is not None]
+        return r.encode_snapshot(snapshot.dump(self._core.state), entries, owed, self._next_session)
+
+    def _step_aside(self) -> None:
+        """Make way for the next broker, which finds everything in the journal."""
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._write_anew()
 
     def _describe(self) -> str:
         """One line for people who look at the service."""
@@ -176,7 +364,7 @@ class Server:
         self._carry_out(self._core.end(time.monotonic_ns()))
         self._signals.ignore()
         for peer in list(self._peers.values()):
-            self._drop_peer(peer)
+            self._forget_peer(peer)
         for sock in self._flight.close():
             self._reaper.close_fd(sock.detach())
         self._sockets.close_all()
@@ -186,7 +374,7 @@ class Server:
         self._door.close()
         self._signals.close()
         self._epoll.close()
-        self._reaper.stop(1.0)
+        self._reaper.stop()
         return n
 
     # -- time
@@ -195,10 +383,17 @@ class Server:
         """Seconds until something is due; None: nothing ever, unless somebody speaks."""
         wake_at = self._core.wake_at
         config, limits = self._config, self._config.limits
-        watchdog = self._supervisor.due
-        if wake_at is None and watchdog is None and not self._silent and not self._queued and (self._peers or not config.idle_exit):
+        watchdog, reaper = self._supervisor.due, self._reaper.pending
+        if (
+            wake_at is None
+            and watchdog is None
+            and not reaper
+            and not self._silent
+            and not self._queued
+            and (self._peers or not config.idle_exit)
+        ):
             return None
-        due = [wake_at, watchdog]
+        due = [wake_at, watchdog, self._reaper.due(time.monotonic_ns())]
         if self._silent:
             due.append(next(iter(self._silent.values())).connected_at + int(limits.hello_seconds * 1e9))
         if self._queued:
@@ -213,10 +408,12 @@ class Server:
 
     def _pass_time(self) -> None:
         wake_at = self._core.wake_at
-        if wake_at is None and not self._silent and not self._queued and self._idle_since is None and self._supervisor.due is None:
+        is_calm = wake_at is None and not self._silent and not self._queued and self._idle_since is None
+        if is_calm and self._supervisor.due is None and not self._reaper.pending:
             return
         now = time.monotonic_ns()
         self._supervisor.pass_time(now)
+        self._reaper.pass_time(now)
         if wake_at is not None and wake_at <= now:
             self._sweep()  # what was signalled in time counts
             self._carry_out(self._core.expire(now))
@@ -237,23 +434,31 @@ class Server:
 
     def _add_peer(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        limits = self._config.limits
         if sock.fileno() >= self._full + MARGIN - LAST:
             self._log.once(-1, "full", "a connection was turned away: the descriptor limit is used up")
             sock.close()
             return
-        peer = Peer(self._next_session, sock, time.monotonic_ns(), limits.queued_bytes, limits.unread_descriptors, self._flight)
-        peer.limit_user = self._core.limits_of(peer.credentials.uid).unread_per_uid
+        session = self._next_session
         self._next_session += 1
-        self._peers[peer.session] = self._silent[peer.session] = peer
-        self._by_fd[sock.fileno()] = peer
-        self._idle_since = None
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
-        if len(self._silent) > limits.half_open:
+        self._ledger.note(r.PeerAccepted(session, sock.fileno()))
+        self._ledger.record([])
+        if failpoints.IS_ARMED:
+            failpoints.hit("accept.journalled")
+        self._watch_peer(session, sock)
+        if len(self._silent) > self._config.limits.half_open:
             crowd = Counter(each.credentials.uid for each in self._silent.values())
             uid = crowd.most_common(1)[0][0]
             oldest = next(each for each in self._silent.values() if each.credentials.uid == uid)
             self._end_peer(oldest, "half-open", "it had sent no hello when many others came")
+
+    def _watch_peer(self, session: int, sock: socket.socket) -> None:
+        limits = self._config.limits
+        peer = Peer(session, sock, time.monotonic_ns(), limits.queued_bytes, limits.unread_descriptors, self._flight)
+        peer.limit_user = self._core.limits_of(peer.credentials.uid).unread_per_uid
+        self._peers[session] = self._silent[session] = peer
+        self._by_fd[sock.fileno()] = peer
+        self._idle_since = None
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _end_peer(self, peer: Peer, cause: str, reason: str) -> None:
         """Disconnect a client that broke a rule, with one line per uid and cause: the reason may hold words of the client's."""
@@ -262,22 +467,30 @@ class Server:
         self._forget_peer(peer)
 
     def _forget_peer(self, peer: Peer) -> None:
-        if peer.session in self._peers:
-            self._drop_peer(peer)
-            self._carry_out(self._core.disconnect(peer.session, time.monotonic_ns()))
-
-    def _drop_peer(self, peer: Peer) -> None:
+        """End a session: first on record, then for real."""
+        if peer.session not in self._peers:
+            return
         fd = peer.sock.fileno()
         self._epoll.unregister(fd)
         del self._by_fd[fd], self._peers[peer.session]
         self._own.discard(peer.session)
         self._silent.pop(peer.session, None)
         self._queued.pop(peer.session, None)
+        self._ledger.note(r.PeerEnded(peer.session))
+        self._carry_out(self._core.disconnect(peer.session, time.monotonic_ns()))
+        if failpoints.IS_ARMED:
+            failpoints.hit("end.before")
+        if peer.owed is not None and (answer := peer.owed[1]) is not None and answer.socket is not None:
+            self._give_end(answer.socket)
+        if self._looked_at is peer and self._ledger.peek:
+            drop_packet(peer.sock)  # else whoever is refused hears of a reset before he hears why
         if peer.leave():
             # Its queue may hold files of the client's, whose closing can block.
             self._reaper.close_fd(peer.sock.detach())
         else:
             self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
+        self._reap(peer.foreign)
+        peer.foreign = []
         self._door.open_again()
 
     def _let_go(self, fd: int) -> None:
@@ -293,28 +506,31 @@ class Server:
         if not events & (select.EPOLLIN | _GONE):
             return
         try:
-            packet, fds = recv_packet(peer.sock, NOWAIT)
+            packet, fds = recv_packet(peer.sock, NOWAIT | self._ledger.peek)
         except BlockingIOError:
             return
         except ConnectionResetError:
             return  # it died with an answer unread; what it sent before is still to come, then end-of-file
         except Truncated as err:
-            self._reap(err.fds)
+            # What was lost of its descriptors has no owner but the packet, so that must not go here: it goes with the socket.
             self._explain(peer, err)
             self._end_peer(peer, "truncated", str(err))
+            self._reap(err.fds)
             return
         if not packet:
-            self._reap(fds)
             if is_hung_up(peer.sock.fileno()):
                 self._forget_peer(peer)
             else:
                 self._end_peer(peer, "empty packet", "it sent an empty packet")
+            self._reap(fds)
             return
+        self._looked_at = peer
         self._sweep(peer.credentials.uid)
         if peer.session in self._peers:
             self._receive(peer, packet, fds)
         else:
             self._reap(fds)
+        self._looked_at = None
 
     def _explain(self, peer: Peer, err: Truncated) -> None:
         """Descriptors were lost because this process has no room: it is not the client's fault, so it hears why before it is disconnected."""
@@ -326,28 +542,67 @@ class Server:
             self._send(fx.Send(peer.session, [serial, errno.EMFILE, text, [quota, limit, used]]))
 
     def _receive(self, peer: Peer, packet: bytes, fds: list[OwnedFd]) -> None:
+        self._ledger.look_at(peer.session)
         try:
             message, _ = wire.decode_request(packet, len(fds))
             peer.conversation.move(Move.HELLO if message[1] == wire.HELLO else Move.REQUEST)
         except (wire.Malformed, Violation) as err:
-            self._reap(fds)
             self._end_peer(peer, "malformed", escape(str(err)))
+            self._reap(fds)
             return
+        self._ledger.take(r.Packet(False, peer.session, message[0], 0))
+        if failpoints.BUG == "consume-before-append":
+            self._consume(peer)
         if message[1] == wire.HELLO:
             self._greet(peer, message)
-            return
-        self._core.count_beside(len(self._silent) + len(self._flight))
-        references = self._identify(fds) if fds else ()
-        now = time.monotonic_ns()
-        effects = self._core.handle(peer.session, message, references, now)
-        if message[1] == wire.STATUS:
-            self._add_own_status(effects)
-        elif message[1] in (wire.LIST, wire.LOOKUP):
-            self._add_eventfd_ids(message, effects)
-        self._carry_out(effects)
+        else:
+            self._core.count_beside(len(self._silent) + len(self._flight))
+            references = self._identify(fds) if fds else ()
+            effects = self._core.handle(peer.session, message, references, time.monotonic_ns())
+            if message[1] == wire.STATUS:
+                self._add_own_status(effects)
+            elif message[1] in (wire.LIST, wire.LOOKUP):
+                self._add_eventfd_ids(message, effects)
+            self._carry_out(effects)
+        self._settle(peer, self._ledger.put_down())
+
+    def _settle(self, peer: Peer, owed: Owed | None) -> None:
+        """The packet is handled: it leaves its socket, as soon as its answer is sent."""
+        if peer.session not in self._peers:
+            self._reap(self._foreign)
+            self._foreign = []
+            if owed is not None and (answer := owed[1]) is not None and answer.socket is not None:
+                self._give_end(answer.socket)
+        elif peer.queue:
+            peer.owed = owed
+            peer.foreign, self._foreign = self._foreign, []
+        else:
+            if failpoints.BUG != "consume-before-append":
+                self._consume(peer)
+            if owed is not None and (answer := owed[1]) is not None and answer.socket is not None:
+                self._give_end(answer.socket)
+            if self._foreign:
+                self._reap(self._foreign)
+                self._foreign = []
+
+    def _consume(self, peer: Peer) -> None:
+        if self._ledger.peek:
+            if failpoints.IS_ARMED:
+                failpoints.hit("consume.before")
+            drop_packet(peer.sock)
+            self._looked_at = None
+            if failpoints.IS_ARMED:
+                failpoints.hit("consume.after")
+
+    def _give_end(self, socket_id: int) -> None:
+        """The client has its end of a timeline's socketpair, or will never have it."""
+        if self._sockets.end_of(socket_id) is not None:
+            self._ledger.note(r.EndSent(socket_id))
+            self._ledger.record(self._core.take_events())
+            self._sockets.close_end(socket_id)
 
     def _identify(self, fds: list[OwnedFd]) -> list[fx.Reference]:
-        """Say what was received, and close it: our own files here, foreign ones elsewhere."""
+        """Say what was received; what is ours is closed here, what is foreign elsewhere, and later."""
         references = []
         for fd in fds:
             reference = self._identity.identify(fd.fileno())
@@ -356,7 +611,7 @@ class Server:
                 reference = self._identity.identify(fd.fileno())
             references.append(reference)
             if isinstance(reference, fx.Foreign):
-                self._reaper.close_fd(fd.detach())
+                self._foreign.append(fd)
             else:
                 fd.close()
         return references
@@ -383,20 +638,55 @@ class Server:
         if refusal is not None:
             peer.conversation.move(Move.REFUSE)
             self._send(fx.Send(peer.session, [serial, refusal.error, refusal.text, list(refusal.detail)]))
-            if peer.session in self._peers:
-                self._forget_peer(peer)
+            self._forget_peer(peer)
             return
         peer.conversation.move(Move.ACCEPT)
         if who.pid == os.getpid():
             self._own.add(peer.session)
-        self._send(fx.Send(peer.session, [serial, 0, wire.VERSION, __version__, os.getpid(), peer.session]))
+        self._carry_out([fx.Send(peer.session, [serial, 0, wire.VERSION, __version__, os.getpid(), peer.session])])
 
     def _add_own_status(self, effects: Effects) -> None:
         """The core knows counts; the process adds what only it knows."""
         for effect in effects:
             if isinstance(effect, fx.Send) and effect.message[1] == 0:
-                uptime = time.monotonic_ns() - self._started
-                effect.message[2] += [["pid", os.getpid()], ["version", __version__], ["uptime_ns", uptime], ["uid", os.getuid()]]
+                effect.message[2] += self._own_status()
+
+    def _own_status(self) -> list[list[Any]]:
+        page, words = self._keeper.page, self._words
+        return [
+            ["pid", os.getpid()],
+            ["version", __version__],
+            ["uptime_ns", time.monotonic_ns() - words[STARTED]],
+            ["uid", os.getuid()],
+            ["keeper_pid", page.keeper if self._is_kept else None],
+            ["keeper_version", page.version if self._is_kept else None],
+            ["generation", words[GENERATION]],
+            ["recoveries", words[RECOVERIES]],
+            ["reloads", words[RELOADS]],
+            ["last_reason", page.reason or None],
+            ["journal_bytes", len(self._ledger)],
+            ["open_descriptors", len(os.listdir("/proc/self/fd")) - 1],
+            ["known_descriptors", self._n_known()],
+        ]
+
+    def _n_known(self) -> int:
+        """Descriptors that our books account for."""
+        n = 3 + len(self._keeper.descriptors) + self._listener_descriptors() + 2 + 2 + 1  # streams, epolls, signals, the door's spare
+        n += (
+            len(self._peers)
+            + len(self._eventfds)
+            + len(self._flight)
+            + len(self._creators.entries())
+            + self._reaper.pending
+            + len(self._foreign)
+        )
+        n += sum(1 if theirs < 0 else 2 for _, _, theirs, _ in self._sockets.entries())
+        return (
+            n + sum(len(peer.foreign) + sum(len(fds) for _, fds in peer.queue) for peer in self._peers.values()) + self._supervisor.n_open
+        )
+
+    def _listener_descriptors(self) -> int:
+        return sum(1 if listener.lock is None else 2 for listener in self._listeners)
 
     def _add_eventfd_ids(self, request: list[Any], effects: Effects) -> None:
         """The core knows sync_files by their handles; the eventfd's id, by which /proc shows who holds one, is known here."""
@@ -416,6 +706,10 @@ class Server:
         if done:
             self._queued.pop(peer.session, None)
             self._epoll.modify(peer.sock.fileno(), select.EPOLLIN)
+            if peer.owed is not None or peer.foreign:
+                owed, peer.owed = peer.owed, None
+                self._foreign, peer.foreign = peer.foreign, []
+                self._settle(peer, owed)
         return not done
 
     # -- timelines
@@ -456,7 +750,7 @@ class Server:
     def _take(self, socket_id: int) -> None:
         now = time.monotonic_ns()
         try:
-            message = self._sockets.receive(socket_id)
+            message = self._sockets.receive(socket_id, self._ledger.peek)
         except (BlockingIOError, ConnectionResetError):
             return
         except wire.Malformed as err:
@@ -466,20 +760,31 @@ class Server:
             return
         if message is None:
             self._carry_out(self._core.end_socket(socket_id, now))
-        else:
-            self._carry_out(self._core.handle_timeline(socket_id, message, now))
+            return
+        self._ledger.take(r.Packet(True, socket_id, message[0], message[1]))
+        self._carry_out(self._core.handle_timeline(socket_id, message, now))
+        self._ledger.put_down()
+        if self._ledger.peek:
+            if failpoints.IS_ARMED:
+                failpoints.hit("consume.before")
+            self._sockets.consume(socket_id)
+            if failpoints.IS_ARMED:
+                failpoints.hit("consume.after")
 
     # -- effects
 
     def _carry_out(self, effects: Effects) -> None:
-        """Act in order.  What an action brings about (a refusal, a poisoned eventfd) is carried out within; tidying comes when all is done,
-        for it may close what is still to be signalled.
+        """Create, append, act: in order.  What an action brings about (a refusal, a poisoned eventfd) is carried out within; tidying comes when
+        all is done, for it may close what is still to be signalled.
         """
         act = self._act
         self._depth += 1
+        effects = self._create(effects)
+        if failpoints.BUG:
+            effects = self._blunder(effects)
+        self._ledger.record(self._core.take_events(), effects)
         for effect in effects:
-            if not act[type(effect)](effect):
-                break
+            act[type(effect)](effect)
         self._depth -= 1
         if self._depth:
             return
@@ -489,28 +794,75 @@ class Server:
         if self._core.is_traced:
             self._publish()
 
-    def _create_eventfds(self, effect: fx.CreateEventfds) -> bool:
-        try:
-            self._eventfds.create(effect.first, effect.n)
-        except OSError as err:
-            self._carry_out(self._core.eventfds_failed(effect, err.errno or 0, time.monotonic_ns()))
-            return False
-        return True
+    def _blunder(self, effects: Effects) -> Effects:
+        """Make the mistake that a test asked for; returns what is left to do."""
+        early = {"act-before-append": fx.Signal, "answer-before-append": fx.Send}.get(failpoints.BUG)
+        for effect in effects:
+            if type(effect) is early:
+                self._act[early](effect)
+        return [effect for effect in effects if type(effect) is not early]
 
-    def _create_socket(self, effect: fx.CreateSocket) -> bool:
-        try:
-            end = self._sockets.create(effect.socket)
-        except OSError as err:
-            self._carry_out(self._core.socket_failed(effect, err.errno or 0, time.monotonic_ns()))
-            return False
-        self._carry_out(self._core.socket_made(effect.socket, os.fstat(end.fileno()).st_ino, time.monotonic_ns()))
-        if self._core.creator_of(effect.socket) == effect.session and effect.session in self._peers:
-            self._creators.watch(effect.session, self._peers[effect.session].sock)
-        return True
+    def _create(self, effects: Effects) -> Effects:
+        """Make the descriptors that effects ask for, and return the other effects.  If the kernel refuses, those of the refusal take their place.
 
-    def _signal(self, effect: fx.Signal) -> bool:
-        self._note_signalled(*self._eventfds.signal(effect.handles, effect.status, self._core.uid_of))
-        return True
+        Copies that give way to new ones are closed first, for there may be no room before: they had signalled and were given back, so a
+        journal that still lists them misleads nobody.
+        """
+        if not any(type(effect) in _CREATES for effect in effects):
+            return self._note_ends(effects)
+        left: Effects = []
+        for index, effect in enumerate(effects):
+            now = time.monotonic_ns()
+            if type(effect) is fx.CreateEventfds:
+                try:
+                    fds = self._eventfds.create(effect.first, effect.n)
+                except OSError as err:
+                    return self._create(self._core.eventfds_failed(effect, err.errno or 0, now))
+                if failpoints.IS_ARMED:
+                    failpoints.hit("eventfds.after")
+                self._ledger.note(r.EventfdsMade(effect.first, fds))
+            elif type(effect) is fx.CreateSocket:
+                try:
+                    left += self._create_socket(effect, now)
+                except OSError as err:
+                    return self._create(self._core.socket_failed(effect, err.errno or 0, now))
+            elif type(effect) is fx.CloseHandles and any(type(later) in _CREATES for later in effects[index:]):
+                self._eventfds.close(effect.handles)
+            else:
+                left.append(effect)
+        return self._note_ends(left)
+
+    def _note_ends(self, effects: Effects) -> Effects:
+        for effect in effects:
+            if type(effect) is fx.CloseSocket and effect.last_of is not None and effect.last_of in self._creators:
+                self._ledger.note(r.CreatorForgotten(effect.last_of))
+        return effects
+
+    def _create_socket(self, effect: fx.CreateSocket, now: int) -> Effects:
+        if failpoints.IS_ARMED:
+            failpoints.hit("timeline.before")
+        ours, theirs, cookie = self._sockets.create(effect.socket)
+        if failpoints.IS_ARMED:
+            failpoints.hit("timeline.after")
+        self._ledger.note(r.SocketMade(effect.socket, ours, theirs, cookie))
+        following = self._core.socket_made(effect.socket, os.fstat(theirs).st_ino, now)
+        if self._core.creator_of(effect.socket) == effect.session:
+            self._watch_creator(effect.session)
+        return following
+
+    def _watch_creator(self, session: int) -> None:
+        peer = self._peers.get(session)
+        pidfd = None if peer is None else self._creators.watch(session, peer.sock)
+        if pidfd is not None:
+            self._ledger.note(r.CreatorWatched(session, pidfd))
+
+    def _signal(self, effect: fx.Signal) -> None:
+        if failpoints.IS_ARMED:
+            failpoints.hit("act.before")
+        result = self._eventfds.signal(effect.handles, effect.status, self._core.uid_of)
+        if failpoints.IS_ARMED:
+            failpoints.hit("act.after")
+        self._note_signalled(*result)
 
     def _note_signalled(self, tampered: list[int], poisoned: list[int]) -> None:
         for handle in tampered:
@@ -520,47 +872,59 @@ class Server:
             self._log.once(uid, "poison", "a sync_file of this user was made to block the broker; its sessions are ended")
             self._carry_out(self._core.poison(poisoned, time.monotonic_ns()))
 
-    def _close_handles(self, effect: fx.CloseHandles) -> bool:
+    def _close_handles(self, effect: fx.CloseHandles) -> None:
+        if failpoints.IS_ARMED:
+            failpoints.hit("act.before")
         self._eventfds.close(effect.handles)
-        return True
+        if failpoints.IS_ARMED:
+            failpoints.hit("act.after")
 
-    def _close_socket(self, effect: fx.CloseSocket) -> bool:
+    def _close_socket(self, effect: fx.CloseSocket) -> None:
+        if failpoints.IS_ARMED:
+            failpoints.hit("act.before")
         self._sockets.close(effect.socket)
         if effect.last_of is not None:
             self._creators.forget(effect.last_of)
-        return True
+        if failpoints.IS_ARMED:
+            failpoints.hit("act.after")
 
-    def _send(self, send: fx.Send) -> bool:
+    def _send(self, send: fx.Send) -> None:
         peer = self._peers.get(send.session)
-        end = None if send.socket is None else self._sockets.take(send.socket)
+        if peer is None:
+            if send.socket is not None:
+                self._give_end(send.socket)
+            return
+        if failpoints.IS_ARMED and send.message[0]:
+            failpoints.hit("answer.before")
         try:
-            if peer is None:
-                return True
+            end = None if send.socket is None else self._sockets.end_of(send.socket)
             fds = [end.fileno()] if end is not None else self._eventfds.numbers(send.handles) if send.handles else []
-            if peer.send(wire.encode(send.message), fds, time.monotonic_ns()):
-                self._queued[peer.session] = peer
-                self._epoll.modify(peer.sock.fileno(), select.EPOLLOUT)
+            if failpoints.BUG == "consume-before-answer" and send.message[0]:
+                self._consume(peer)
+            if peer.send(self._ledger.encode(send), fds, time.monotonic_ns()):
+                self._queue(peer)
         except TooSlow as slow:
-            assert peer is not None
             self._end_peer(peer, "slow", str(slow))
         except (BrokenPipeError, ConnectionResetError):
             pass  # the peer is gone; its end-of-file follows and ends the session
         except OSError as err:
-            if send.handles or end is not None:
+            if send.handles or send.socket is not None:
                 self._carry_out(self._core.send_failed(send, err.errno or 0, time.monotonic_ns()))
             else:
-                assert peer is not None
                 self._end_peer(peer, "no answer", f"it could not be answered: {err.strerror}")
-        finally:
-            if end is not None:
-                end.close()
-        return True
+        if send.socket is not None and not self._ledger.peek:
+            self._sockets.close_end(send.socket)
+        if failpoints.IS_ARMED and send.message[0]:
+            failpoints.hit("answer.after")
 
-    def _disconnect_effect(self, effect: fx.Disconnect) -> bool:
+    def _queue(self, peer: Peer) -> None:
+        self._queued[peer.session] = peer
+        self._epoll.modify(peer.sock.fileno(), select.EPOLLOUT)
+
+    def _disconnect_effect(self, effect: fx.Disconnect) -> None:
         peer = self._peers.get(effect.session)
         if peer is not None:
             self._end_peer(peer, "blocks the broker", effect.reason)
-        return True
 
     def _publish(self) -> None:
         """Push rendered events to who asked for them; what does not fit is counted, never silent."""
@@ -581,3 +945,19 @@ class Server:
                 else:
                     self._send(fx.Send(session, [0, peer.lost, chunk]))
                     peer.lost = 0
+
+
+_CREATES: Final = frozenset((fx.CreateEventfds, fx.CreateSocket))
+
+
+def _waiting_serial(sock: socket.socket) -> int:
+    """The serial of the packet that waits; 0 when it cannot be read."""
+    try:
+        packet, fds = recv_packet(sock, NOWAIT | PEEK)
+    except Truncated as err:
+        close_all(err.fds)
+        return 0
+    except OSError:
+        return -1
+    close_all(fds)
+    return wire.serial_of(packet)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from fencebroker import wire
-from fencebroker.fds import NOWAIT, OwnedFd, Truncated, is_hung_up, recv_packet
-from fencebrokerd.shell.identity import Identity
+from fencebroker.fds import NOWAIT, OwnedFd, Truncated, drop_packet, is_hung_up, recv_packet
+from fencebrokerd.shell.identity import Identity, cookie_of
 from fencebrokerd.shell.reaper import Reaper
 
 __all__ = ["Sockets"]
@@ -37,20 +38,36 @@ class Sockets:
         """Which timeline's socket the loop's event is about, if any."""
         return self._by_fd.get(fd)
 
-    def create(self, socket_id: int) -> socket.socket:
-        """Make a pair and watch our end; returns the other end, borrowed.  OSError is the kernel's."""
+    def create(self, socket_id: int) -> tuple[int, int, int]:
+        """Make a pair and watch our end; returns our number, the client's, both borrowed, and the client's cookie.  OSError is the kernel's."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._identity.add_socket(socket_id, theirs)
+        cookie = cookie_of(theirs)
+        self._add(socket_id, ours, cookie)
+        self._theirs[socket_id] = theirs
+        return ours.fileno(), theirs.fileno(), cookie
+
+    def adopt(self, socket_id: int, ours: int, theirs: int, cookie: int) -> None:
+        """Take over a pair that another broker of this table made; ``theirs`` is -1 when the client has it.  OSError if it is no socket."""
+        self._add(socket_id, socket.socket(fileno=ours), cookie)
+        if theirs >= 0:
+            self._theirs[socket_id] = socket.socket(fileno=theirs)
+
+    def _add(self, socket_id: int, ours: socket.socket, cookie: int) -> None:
+        self._identity.add_socket(socket_id, cookie)
         self._ours[socket_id] = ours
         self._by_fd[ours.fileno()] = socket_id
-        self._theirs[socket_id] = theirs
         self._epoll.register(ours.fileno(), select.EPOLLIN)
         self._loop.register(ours.fileno(), select.EPOLLIN)
-        return theirs
 
-    def take(self, socket_id: int) -> socket.socket:
-        """Hand the client's end over; the caller closes it when it is sent."""
-        return self._theirs.pop(socket_id)
+    def end_of(self, socket_id: int) -> socket.socket | None:
+        """The client's end, borrowed, while it was not sent for certain."""
+        return self._theirs.get(socket_id)
+
+    def close_end(self, socket_id: int) -> None:
+        """The client has its end: close our copy of it."""
+        theirs = self._theirs.pop(socket_id, None)
+        if theirs is not None:
+            theirs.close()
 
     def ready(self) -> Iterator[int]:
         """Yield the ids of the sockets that can be read now; one that was closed meanwhile is passed over."""
@@ -59,10 +76,13 @@ class Sockets:
             if socket_id is not None:
                 yield socket_id
 
-    def receive(self, socket_id: int) -> list[object] | None:
-        """Take one message: None is end-of-file.  BlockingIOError when there is none, wire.Malformed when it is out of form."""
+    def receive(self, socket_id: int, flags: int) -> list[Any] | None:
+        """Receive one message: None is end-of-file.  BlockingIOError when there is none, wire.Malformed when it is out of form.
+
+        With ``PEEK`` among the ``flags`` it stays in its socket until ``consume``.
+        """
         try:
-            packet, fds = recv_packet(self._ours[socket_id], NOWAIT)
+            packet, fds = recv_packet(self._ours[socket_id], NOWAIT | flags)
         except Truncated as err:
             self._reap(err.fds)
             raise wire.Malformed(str(err)) from err
@@ -75,6 +95,18 @@ class Sockets:
         if not is_hung_up(self._ours[socket_id].fileno()):
             raise wire.Malformed("an empty packet")
         return None
+
+    def consume(self, socket_id: int) -> None:
+        """Take the message that was looked at off its socket, unless that was closed over it."""
+        ours = self._ours.get(socket_id)
+        if ours is not None:
+            drop_packet(ours)
+
+    def entries(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield each socket, our end's number, the client's end's or -1, and its cookie."""
+        for socket_id, ours in self._ours.items():
+            theirs = self._theirs.get(socket_id)
+            yield socket_id, ours.fileno(), -1 if theirs is None else theirs.fileno(), self._identity.cookie_of_socket(socket_id)
 
     def _reap(self, fds: Sequence[OwnedFd]) -> None:
         for fd in fds:

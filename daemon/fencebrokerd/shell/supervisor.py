@@ -26,7 +26,7 @@ STATUS_NS: Final = 100_000_000
 class Supervisor:
     """Owns the connection of a watchdog's round trip while one is under way."""
 
-    def __init__(self, epoll: select.epoll, address: str | bytes, status: Callable[[], str]) -> None:
+    def __init__(self, epoll: select.epoll, address: str | bytes, status: Callable[[], str], main_pid: int) -> None:
         self._epoll = epoll
         self._address = address
         self._status = status
@@ -34,7 +34,7 @@ class Supervisor:
         self._said = ""
         self._may_say = 0
         self._left_over = False
-        self._interval = _watchdog_interval() if self._listens else None
+        self._interval = _watchdog_interval(main_pid) if self._listens else None
         self._next = None if self._interval is None else time.monotonic_ns() + self._interval
         self._trip: socket.socket | None = None
 
@@ -48,6 +48,11 @@ class Supervisor:
     def owns(self, fd: int) -> bool:
         """Whether ``fd`` is the round trip's."""
         return self._trip is not None and self._trip.fileno() == fd
+
+    @property
+    def n_open(self) -> int:
+        """Descriptors in use."""
+        return int(self._trip is not None)
 
     def say_status(self) -> None:
         """Tell what changed."""
@@ -102,9 +107,9 @@ class Supervisor:
             self._trip = None
 
 
-def _watchdog_interval() -> int | None:
+def _watchdog_interval(main_pid: int) -> int | None:
     """Half of what systemd allows, in ns; None if it asked for nothing, or asked somebody else."""
     allowed, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
-    if not allowed.isdigit() or int(allowed) == 0 or (pid and pid != str(os.getpid())):
+    if not allowed.isdigit() or int(allowed) == 0 or (pid and pid != str(main_pid)):
         return None
     return int(allowed) * 1000 // 2

@@ -1,0 +1,462 @@
+"""The keeper: a process that only waits, and starts the broker anew when it dies.
+
+Facts
+  The broker is cloned with CLONE_FILES: keeper, broker and reaper have one table of descriptors.  A broker that is killed takes none of them
+  along, and the next one finds each at its number.  Nobody who shares the table may exec: that would give him a table of his own.
+  What a clone has imported is what the keeper had; so the keeper imports nothing of the project but this file, and each broker the rest.
+  The page is one page of memory that all three share, at the head of the journal's memfd.  A word of it is stored and loaded at once.
+Rules
+  The keeper decides nothing about fences.  Only when five brokers in a row could not even recover does it end what they left behind: it writes
+  ECANCELED into every fence that is active.  If the keeper itself is killed, the kernel says so to the broker (PR_SET_PDEATHSIG), which
+  completes everything and ends.
+  It wakes when a child ends or stops, on a signal, and while a broker works every few seconds to see whether it still moves; never else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Final, NoReturn
+
+__all__ = ["JOURNAL_BYTES", "PAGE_BYTES", "STEP_ASIDE", "Keeper", "Page", "Reaper", "hold_standard_streams", "leave", "main"]
+
+PAGE_BYTES: Final = 4096
+#: Address space for the two halves of the journal; memory is only used for what is written.
+JOURNAL_BYTES: Final = 2 * 128 * 1024 * 1024
+
+# Words of the page.
+GENERATION: Final = 0  #: which broker this is, from 1
+READY: Final = 1  #: it serves
+TURN: Final = 2  #: grows by one when a turn of the broker's loop begins, and when it ends: odd while it works
+ARMED: Final = 3  #: the timer that looks after it runs
+RECOVERIES: Final = 4
+HALF: Final = 5  #: which half of the journal counts
+LENGTH: Final = 6  #: bytes that count in the first half; the next word: in the second
+HAND: Final = 8  #: the packet in hand: kind (0: none), where it came from, its serial
+CONDEMNED: Final = 11  #: a packet that ended two brokers in a row, in the same form
+ACCEPTING: Final = 14  #: a connection is being taken in
+CLOSED: Final = 15  #: descriptors the reaper has closed
+CLOSING: Final = 16  #: since when it has been closing one (CLOCK_MONOTONIC, ns); 0: it is idle
+REAPER: Final = 17  #: the pid of the reaper that goes on
+STARTED: Final = 18  #: when the first broker began (CLOCK_MONOTONIC, ns)
+RELOADS: Final = 19
+PUBLISHED: Final = 20  #: how far into the journal events were told to those who follow them
+_REASON: Final = 1024  # text: why the last broker ended
+_VERSION: Final = 1536  # text: the version that the keeper was started with
+
+#: Exit code of a broker that makes way for the next one.
+STEP_ASIDE: Final = 75
+#: A turn that takes twice as long is a broker that hangs.
+LOOK_SECONDS: Final = 2.5
+#: So many brokers in a row that could not recover end it all.
+FAILURES: Final = 5
+#: A broker that lived shorter than this, and was not killed from outside, is followed after a pause that doubles each time, to at most the second.
+SHORT_LIFE_NS: Final = 1_000_000_000
+PAUSES: Final = (0.05, 1.0)
+
+_CLONE_FILES: Final = 0x400
+_PR_SET_PDEATHSIG: Final = 1
+_TIMERFD_FLAGS: Final = 0o2004000  # TFD_CLOEXEC | TFD_NONBLOCK
+_MEMBARRIER_GLOBAL: Final = 1
+#: clone, timerfd_create, timerfd_settime, membarrier
+_NUMBERS: Final = {"x86_64": (56, 283, 286, 324), "aarch64": (220, 85, 86, 283)}
+_SYSCALLS: Final = _NUMBERS.get(os.uname().machine)
+#: What design calls the status -ECANCELED, as ``fencebroker.fds.status_word`` encodes it.
+_CANCELED: Final = 2**63 + (125 << 48) + 2**47
+_FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP})
+_WATCHED: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+#: With the GIL held: between the two halves of a fork nobody else may run.
+_python: Final = ctypes.PyDLL(None, use_errno=True)
+_python.syscall.restype = ctypes.c_long
+
+
+def _syscall(index: int, *arguments: int) -> int:
+    if _SYSCALLS is None:
+        raise OSError(38, f"fencebrokerd does not know this machine's system calls ({os.uname().machine}); --no-keeper runs without them")
+    result = int(_python.syscall(ctypes.c_long(_SYSCALLS[index]), *map(ctypes.c_long, arguments)))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def clone() -> int:
+    """Fork a child with which this process goes on sharing its descriptors; returns its pid, and 0 in the child."""
+    _python.PyOS_BeforeFork()
+    pid = -1
+    try:
+        pid = _syscall(0, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0)
+    finally:
+        if pid == 0:
+            _python.PyOS_AfterFork_Child()
+        else:
+            _python.PyOS_AfterFork_Parent()
+    return pid
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, but nothing of what it has open: the interpreter's own end would close what the next broker goes on with."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it
+            stream.flush()
+    os._exit(code)
+
+
+def end_with_parent(parent: int, number: int) -> None:
+    """Ask for the signal ``number`` when ``parent`` ends; if it has ended already, send it now."""
+    _python.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def hold_standard_streams() -> None:
+    """Open /dev/null where standard input, output or error is closed: what is written there must not reach a client's descriptor."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    if sys.stderr is None:  # it was closed when the interpreter started
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for the life of the process
+
+
+class Page:
+    """Owns the memfd that page and journal are in, its mapping, which every clone has too, and the timer that looks after a broker at work.
+
+    ``words`` is the page.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("fencebroker-journal", os.MFD_CLOEXEC)
+        os.fchmod(self.fd, 0o600)
+        os.ftruncate(self.fd, PAGE_BYTES + JOURNAL_BYTES)
+        # CPython's mapping keeps a duplicate of its own, the lowest number that is free: nobody else may close that.
+        self.duplicate = os.dup(self.fd)
+        os.close(self.duplicate)
+        self.map = mmap.mmap(self.fd, PAGE_BYTES + JOURNAL_BYTES)
+        self.words = memoryview(self.map)[:PAGE_BYTES].cast("Q")
+        self.keeper = os.getpid()
+        self.timer = _syscall(1, time.CLOCK_MONOTONIC, _TIMERFD_FLAGS)
+        self._moment = (ctypes.c_long * 4)(0, 0, int(LOOK_SECONDS), int(LOOK_SECONDS % 1 * 1e9))
+
+    def arm(self) -> None:
+        """Have the keeper look at the broker in a while."""
+        self.words[ARMED] = 1
+        _syscall(2, self.timer, 0, ctypes.addressof(self._moment), 0)
+
+    @property
+    def reason(self) -> str:
+        """Why the last broker ended; empty while the first one runs."""
+        return self._text(_REASON)
+
+    @reason.setter
+    def reason(self, text: str) -> None:
+        self._set_text(_REASON, text)
+
+    @property
+    def version(self) -> str:
+        """The version of the keeper's code: what the first broker said of itself."""
+        return self._text(_VERSION)
+
+    @version.setter
+    def version(self, text: str) -> None:
+        self._set_text(_VERSION, text)
+
+    def _text(self, at: int) -> str:
+        return bytes(self.map[at : at + 512]).rstrip(b"\0").decode(errors="replace")
+
+    def _set_text(self, at: int, text: str) -> None:
+        self.map[at : at + 512] = text.encode(errors="replace")[:511].ljust(512, b"\0")
+
+
+class Reaper:
+    """A process that closes descriptors whose closing may block, by number, one after the other.
+
+    Owns the pipe that carries the numbers.  A process, not a thread: a thread that is stuck in a close keeps a killed process from ending.
+    Closing takes the number out of the table first and blocks afterwards, so one that is stuck can be left behind and another one goes on.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self.numbers, self.writable = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.writable, False)
+        self.pid = 0
+
+    def start(self) -> None:
+        """Start one, in place of any other, which ends when it comes out of its close."""
+        parent, words = os.getpid(), self._page.words
+        if words[CLOSING]:  # one is left behind; it counts no more
+            words[CLOSED] += 1
+            words[CLOSING] = 0
+        pid = clone()
+        if pid == 0:
+            self._run(parent)
+        self.pid = words[REAPER] = pid
+
+    def _run(self, parent: int) -> NoReturn:
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in _WATCHED:
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            end_with_parent(parent, signal.SIGKILL)
+            words, mine = self._page.words, os.getpid()
+            words[REAPER] = mine
+            while words[REAPER] == mine:
+                fd = os.read(self.numbers, 4)
+                words[CLOSING] = time.monotonic_ns()
+                with contextlib.suppress(OSError):  # a late write error of a file that was never ours; the number is free either way
+                    os.close(int.from_bytes(fd, "little"))
+                if words[REAPER] == mine:
+                    words[CLOSED] += 1
+                    words[CLOSING] = 0
+        finally:
+            os._exit(0)
+
+    def end(self) -> None:
+        """Kill it, and empty the pipe: what it has not begun to close stays open, for the next broker to find."""
+        if self.pid:
+            pidfd = os.pidfd_open(self.pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            # Only a close can keep it, and one that has begun has let go of its number.
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll(1000)
+            os.close(pidfd)
+            self.pid = 0
+        os.set_blocking(self.numbers, False)
+        try:
+            while os.read(self.numbers, 65536):
+                pass
+        except BlockingIOError:
+            os.set_blocking(self.numbers, True)
+
+
+class Keeper:
+    """Runs one broker after the other until one ends in order."""
+
+    def __init__(self) -> None:
+        self.page = Page()
+        self.reaper = Reaper(self.page)
+        self._wakes, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._stop = 0  # the signal that ends it all, once it came
+        self._broker = 0  #: its pid while it lives
+        self._rehearsal = 0
+        self._killed_for = ""
+        self._failures = 0
+        self._crashes = 0
+        self._blamed = (0, 0, 0)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What the table holds of the keeper's own."""
+        return self.page.fd, self.page.duplicate, self.page.timer, self.reaper.numbers, self.reaper.writable, self._wakes, self._wake
+
+    def run(self) -> int:
+        """Keep; returns the exit code."""
+        words = self.page.words
+        words[STARTED] = time.monotonic_ns()
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if hard != resource.RLIM_INFINITY:  # its own few descriptors come after all of the broker's
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        for number in _WATCHED:
+            signal.signal(number, _ignore)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        while True:
+            words[GENERATION] += 1
+            began = time.monotonic_ns()
+            self._start()
+            status = self._wait()
+            code = os.waitstatus_to_exitcode(status)
+            if code == 0 or (not words[READY] and words[GENERATION] == 1 and code > 0):
+                return code
+            if code == STEP_ASIDE:
+                words[RELOADS] += 1
+                self.page.reason = "reload"
+            else:
+                self._note_death(code, time.monotonic_ns() - began)
+                if self._failures == FAILURES:
+                    _say(f"{FAILURES} brokers in a row could not recover: every active fence completes with ECANCELED")
+                    cancel_fences()
+                    return 1
+            self.reaper.end()
+
+    def _start(self) -> None:
+        """Clone the next broker.  What the page says of the last one is gone, except for the packet it had in hand."""
+        words = self.page.words
+        words[READY] = 0
+        words[TURN] = 1
+        self._killed_for = ""
+        # Signals for the broker wait until it has its handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        self.reaper.start()
+        pid = clone()
+        if pid == 0:
+            self._be_broker()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        self._broker = pid
+        self.page.arm()
+        if self._stop:
+            os.kill(pid, self._stop)
+
+    def _be_broker(self) -> NoReturn:
+        try:
+            signal.set_wakeup_fd(-1)
+            end_with_parent(self.page.keeper, signal.SIGTERM)
+            for number in (signal.SIGCHLD, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_DFL)
+            leave(_broker(self))
+        except BaseException:  # noqa: BLE001 - whatever it is, the next broker takes over
+            import traceback
+
+            traceback.print_exc()
+            leave(70)  # here, while the traceback still holds all that would close its descriptor when it goes
+
+    def _wait(self) -> int:
+        """Wait for the end of the broker; returns its wait status."""
+        poll = select.poll()
+        poll.register(self._wakes, select.POLLIN)
+        poll.register(self.page.timer, select.POLLIN)
+        seen = 0
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self.page.timer:
+                    os.read(fd, 8)
+                    seen = self._look(seen)
+                else:
+                    self._hear(os.read(fd, 512))
+            while (status := self._bury()) is not None:
+                return status
+
+    def _hear(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._stop = number
+                if self._broker:
+                    os.kill(self._broker, number)
+            elif number == signal.SIGHUP and not self._rehearsal and self.page.words[READY]:
+                self._rehearsal = os.posix_spawn(sys.executable, [sys.executable, *sys.orig_argv[1:], "--rehearse"], os.environ)
+            elif number == signal.SIGUSR1:
+                self.reaper.start()
+
+    def _bury(self) -> int | None:
+        """Take what the children tell; returns the broker's status when it has ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+            except ChildProcessError:
+                return None
+            if pid == 0:
+                return None
+            if pid == self._broker and os.WIFSTOPPED(status):
+                self._kill(f"it was stopped by {signal.Signals(os.WSTOPSIG(status)).name}")
+            elif pid == self._broker:
+                self._broker = 0
+                return status
+            elif pid == self._rehearsal and not os.WIFSTOPPED(status):
+                self._rehearsal = 0
+                if status == 0 and self._broker:
+                    os.kill(self._broker, signal.SIGHUP)
+                elif status:
+                    _say("the broker goes on as it is: what is installed now does not start with its configuration")
+            elif pid == self.reaper.pid and not os.WIFSTOPPED(status):
+                self.reaper.start()
+
+    def _look(self, seen: int) -> int:
+        """See whether the broker is still in the turn that it was in last time."""
+        words = self.page.words
+        words[ARMED] = 0
+        _syscall(3, _MEMBARRIER_GLOBAL, 0, 0)  # it arms the timer unless it sees that it runs: what it stored before that is seen below
+        turn = words[TURN]
+        if not turn % 2:
+            return 0
+        if turn == seen:
+            self._kill("it did not come to the end of a turn")
+        self.page.arm()
+        return turn
+
+    def _kill(self, why: str) -> None:
+        self._killed_for = why
+        os.kill(self._broker, signal.SIGKILL)
+
+    def _note_death(self, code: int, lived: int) -> None:
+        """Say why the broker ended, count, find out whether one packet is to blame, and pause if it happens too fast."""
+        words = self.page.words
+        ended = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
+        reason = self._killed_for or ended
+        words[RECOVERIES] += 1
+        self.page.reason = reason
+        self._failures = 0 if words[READY] else self._failures + 1
+        _say(f"the broker is replaced: {reason}")
+        is_own_fault = code > 0 or -code in _FAULTS or "turn" in self._killed_for
+        hand = (words[HAND], words[HAND + 1], words[HAND + 2])
+        words[CONDEMNED] = 0
+        if is_own_fault and hand[0] and hand == self._blamed:
+            words[CONDEMNED + 1], words[CONDEMNED + 2], words[CONDEMNED] = hand[1], hand[2], hand[0]
+        self._blamed = hand if is_own_fault else (0, 0, 0)
+        self._crashes = self._crashes + 1 if is_own_fault and lived < SHORT_LIFE_NS else 0
+        if self._crashes > 1 or self._failures:
+            least, most = PAUSES
+            self._pause(min(most, least * 2 ** (self._crashes + self._failures)))
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless it is to end."""
+        poll = select.poll()
+        poll.register(self._wakes, select.POLLIN)
+        until = time.monotonic() + seconds
+        while not self._stop and (left := until - time.monotonic()) > 0:
+            if poll.poll(left * 1000):
+                self._hear(os.read(self._wakes, 512))
+
+
+def _broker(keeper: Keeper) -> int:
+    from fencebrokerd.cli import main as run
+
+    try:
+        run(keeper)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """A signal's work is to wake us."""
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        os.write(2, f"fencebrokerd[{os.getpid()}] keeper: {text}\n".encode())
+
+
+def cancel_fences() -> None:
+    """Write -ECANCELED into every eventfd of ours that has the form of an active fence: a semaphore, count 0.  It needs no code but this."""
+    signal.signal(signal.SIGALRM, _ignore)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)  # a holder may have made one that blocks
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventfd]":
+                info = os.open(f"/proc/self/fdinfo/{name}", os.O_RDONLY | os.O_CLOEXEC)
+                words = os.read(info, 4096).split()
+                os.close(info)
+                fields = dict(zip(words[::2], words[1::2], strict=False))
+                if fields.get(b"eventfd-semaphore:", b"1") == b"1" and int(fields[b"eventfd-count:"], 16) == 0:
+                    os.write(int(name), _CANCELED.to_bytes(8, "little"))
+        except OSError:
+            continue  # closed meanwhile, or it blocks: its holder sees to that
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def main() -> None:
+    """Keep a broker; or, with --no-keeper and for a rehearsal, be one."""
+    hold_standard_streams()
+    if {"--no-keeper", "--rehearse"}.isdisjoint(sys.argv[1:]):
+        leave(Keeper().run())
+    from fencebrokerd.cli import main as run
+
+    run(None)

@@ -1,0 +1,103 @@
+"""How a broker begins that takes over from another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from fencebrokerd import __version__
+from fencebrokerd.config import Config, ConfigError
+from fencebrokerd.core.broker import Broker
+from fencebrokerd.keeper import ACCEPTING, TURN, Keeper
+from fencebrokerd.shell import failpoints
+from fencebrokerd.shell.journal import Journal
+from fencebrokerd.shell.listener import Listener
+from fencebrokerd.shell.log import Log
+from fencebrokerd.shell.notify import notify
+from fencebrokerd.shell.recovery import inherit, open_descriptors, reconcile
+from fencebrokerd.shell.server import Server
+
+__all__ = ["take_over"]
+
+#: What the keeper says when the last broker made way on purpose.
+RELOAD = "reload"
+
+
+def take_over(keeper: Keeper, read: Callable[[], Config]) -> tuple[Server, Listener | None, Log, Callable[[], None]] | None:
+    """Build the server that goes on with what the last broker left; None when it left nothing, for it had not begun.
+
+    After a crash the configuration stays what it was, whatever has become of the file; for a reload it is read again.
+    """
+    page, words = keeper.page, keeper.page.words
+    began = time.monotonic_ns()
+
+    def advance() -> None:
+        words[TURN] += 2  # still at it
+
+    journal = Journal(page)
+    found = inherit(journal, os.getuid(), advance)
+    if found is None or found.state is None:
+        return None
+    is_reload = page.reason == RELOAD
+    log = Log(found.config.log_level)
+    config = _read_again(found.config, read, log) if is_reload else found.config
+    log.set_level(config.log_level)
+    if failpoints.IS_ARMED:
+        failpoints.hit("recover.replayed")
+    table = open_descriptors()
+    addresses = [_address(listening.fd) for listening in found.listeners]
+    adopted, unknown = reconcile(found, table, keeper.descriptors, bool(words[ACCEPTING]), addresses)
+    words[ACCEPTING] = 0
+    paths = [listening for listening in found.listeners if listening.path is not None]
+    listener = Listener.adopt(paths[0]) if paths else None
+    server = Server(config, Broker(config.limits, os.getuid(), found.state), found.listeners, log, read, keeper, journal)
+    server.close_unknown(unknown, table)
+    if failpoints.IS_ARMED:
+        failpoints.hit("recover.reconciled")
+    server.adopt(found, adopted)
+    server.redo(found)
+    for fault in found.faults:
+        log.write("error", f"a fault of the broker's own: {fault}")
+    if found.version != __version__:
+        text = f"version {__version__} goes on from version {found.version}"
+        log.write("notice" if is_reload else "warning", text if is_reload else f"{text}, which is not installed any more")
+
+    def ready() -> None:
+        took = (time.monotonic_ns() - began) / 1e6
+        what = "reloaded" if is_reload else f"recovered, for {page.reason}"
+        state = found.state
+        assert state is not None
+        log.write(
+            "notice",
+            f"{what}: {len(state.sessions)} sessions, {len(state.timelines)} timelines, {len(state.sync_files)} sync_files, in {took:.0f} ms",
+        )
+        if is_reload:
+            notify("READY=1")
+
+    return server, listener, log, ready
+
+
+def _read_again(old: Config, read: Callable[[], Config], log: Log) -> Config:
+    """The configuration on disk, with what cannot change while we run as it was."""
+    try:
+        config = read()
+    except ConfigError as err:
+        log.write("error", f"the configuration stays as it was: {err}")
+        return old
+    fixed = [name for name in ("listen", "socket_mode") if getattr(config, name) != getattr(old, name)]
+    if fixed:
+        log.write("warning", f"needs a restart to change: {', '.join(fixed)}")
+    limits = dataclasses.replace(config.limits, descriptors=min(config.limits.descriptors, old.limits.descriptors))
+    log.write("notice", "the configuration was read again")
+    return dataclasses.replace(config, limits=limits, listen=old.listen, socket_mode=old.socket_mode)
+
+
+def _address(fd: int) -> object:
+    sock = socket.socket(fileno=fd)
+    try:
+        return sock.getsockname()
+    finally:
+        sock.detach()
