@@ -8,10 +8,10 @@ from typing import Final, NamedTuple
 
 from fencebroker import Broker, BrokerUnavailable, requests
 from fencebroker.client import wire_name, wire_point
-from fencebroker.model import U64_MAX
+from fencebroker.model import U64_MAX, ProcessInfo
 from fencebroker.rows import FenceRow, Row, TimelineRow, read_row
 
-__all__ = ["Fences", "Node", "find", "list_rows", "read", "wire_target"]
+__all__ = ["Entry", "Fences", "Node", "find", "history", "list_rows", "read", "wire_target"]
 
 #: Merges within merges that are written out.
 DEPTH: Final = 30
@@ -67,6 +67,22 @@ def _timeline_by_context(broker: Broker, context: int) -> TimelineRow:
             if isinstance(row, TimelineRow) and row.context == context:
                 return row
     raise FileNotFoundError(2, f"there is no timeline with the context {context} here (or it is not yours to see)")
+
+
+class Entry(NamedTuple):
+    """Something that happened to a timeline or a fence; docs/protocol.md has the words."""
+
+    time_ns: int
+    what: str
+    seqno: int
+    status: int
+    who: ProcessInfo | None
+
+
+def history(broker: Broker, context: int) -> list[Entry]:
+    """Return what a timeline did of late, oldest first."""
+    entries = broker._connection.call(requests.history(context))
+    return [Entry(time_ns, what, seqno, status, who and ProcessInfo(*who)) for time_ns, what, seqno, status, who, *_ in entries]
 
 
 class Node(NamedTuple):

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import shell_complete
 
 from fencebroker import BrokerUnavailable, FenceError, __version__
-from fencebroker.cli import details, handing, health, job, listing, log, rights, service, timeline, tracing, waiting
+from fencebroker.cli import details, handing, health, holders, job, listing, log, rights, service, timeline, tracing, waiting, why
 from fencebroker.cli.command import Failure, Invocation, asks_broker
 from fencebroker.cli.output import OutputError
 from fencebroker.cli.suggest import did_you_mean
@@ -67,6 +67,8 @@ for verb in (
     service.stop,
     service.restart,
     log.logs,
+    holders.holders,
+    why.why,
 ):
     cli.add_command(verb)
 

@@ -174,20 +174,24 @@ def _cut(text: str, size: int | None) -> str:
 
 
 class Branch(NamedTuple):
-    """One line of a tree, and what hangs below it."""
+    """One line of a tree, lines that follow it at the same height, and what hangs below them."""
 
     line: str
     below: Sequence[Branch] = ()
+    more: Sequence[str] = ()
 
 
 def branches(tree: Branch) -> Iterator[str]:
     """Yield the lines of a tree."""
     yield tree.line
+    yield from tree.more
     yield from _below(tree.below, "")
 
 
 def _below(trees: Sequence[Branch], indent: str) -> Iterator[str]:
     for i, tree in enumerate(trees):
         last = i == len(trees) - 1
+        inner = indent + ("   " if last else "│  ")
         yield f"{indent}{'└─ ' if last else '├─ '}{tree.line}"
-        yield from _below(tree.below, indent + ("   " if last else "│  "))
+        yield from (inner + line for line in tree.more)
+        yield from _below(tree.below, inner)

@@ -7,17 +7,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from fencebroker.cli.catalogue import Node
+from fencebroker.cli.catalogue import Entry, Node
+from fencebroker.cli.processes import Holder
 from fencebroker.cli.render import state
 from fencebroker.model import Event, ProcessInfo
 from fencebroker.rows import FenceRow, Row, SessionRow, SyncFileRow, TimelineRow
 
-__all__ = ["event", "fence", "process", "row", "session", "sync_file", "timeline", "tree"]
+__all__ = ["entry", "event", "fence", "process", "row", "seen", "session", "sync_file", "timeline", "tree"]
 
 
 def process(who: ProcessInfo | None) -> dict[str, Any] | None:
     """A process."""
     return None if who is None else {"pid": who.pid, "uid": who.uid, "comm": who.comm}
+
+
+def seen(who: ProcessInfo, holder: Holder | None) -> dict[str, Any]:
+    """A process as /proc shows it; ``state`` is null where one may not look."""
+    if holder is None:
+        return {**who._asdict(), "state": None, "stopped_by": None}
+    return {**who._asdict(), "state": holder.words, "stopped_by": holder.stopped_by or None}
+
+
+def entry(entry: Entry) -> dict[str, Any]:
+    """Something that happened."""
+    return {
+        "time_ns": entry.time_ns,
+        "what": entry.what,
+        "seqno": entry.seqno,
+        "status": entry.status,
+        "state": state(entry.status) if entry.status else None,
+        "process": process(entry.who),
+    }
 
 
 def timeline(row: TimelineRow) -> dict[str, Any]:
@@ -35,6 +55,11 @@ def timeline(row: TimelineRow) -> dict[str, Any]:
         "mode": f"{row.mode:04o}",
         "expiry_ns": row.expiry_ns,
         "descriptors": row.n_descriptors,
+        "advanced_ns": row.advanced_ns,
+        "oldest_ns": row.oldest_ns,
+        "fences": row.n_fences,
+        "signalled": row.n_signalled,
+        "failed": row.n_failed,
     }
 
 

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import pathlib
+import select
 import signal
 import struct
 import subprocess
@@ -51,6 +52,21 @@ ENCODE: Final = """
 """
 
 
+#: A stage of a pipeline: makes the timeline of its name, exports point 1 of it, and waits for the points that are its other arguments.
+STAGE: Final = """
+    import sys
+    import fencebroker as fb
+    name, *sources = sys.argv[1:]
+    open("/proc/self/comm", "w").write(name)
+    with fb.connect() as broker, broker.create_timeline(name) as timeline, timeline.export(1):
+        fences = [broker.sync_file(source) for source in sources]
+        print("ready", flush=True)
+        if fences:
+            fb.wait_all(fences)
+        sys.stdin.read()
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What one call of fencectl did."""
@@ -74,6 +90,23 @@ class Result:
         assert self.err.count("\n") == 1
         assert self.err.endswith("\n")
         return self.err[len("fencectl: ") : -1]
+
+
+def asleep(child: Child, *calls: str) -> Child:
+    """Wait until a program sleeps in one of these system calls.  Nothing tells when it does, so /proc is asked, and its end is noticed."""
+    deadline = time.monotonic() + LIMIT
+    pidfd = os.pidfd_open(child.pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        while True:
+            sleeping = pathlib.Path(f"/proc/{child.pid}/wchan").read_text()
+            if any(call in sleeping for call in calls or ("poll",)):
+                return child
+            assert not poll.poll(10), f"{child} ended:\n{child.log()}"
+            assert time.monotonic() < deadline, f"{child} sleeps in {sleeping!r}"
+    finally:
+        os.close(pidfd)
 
 
 class Fencectl:
@@ -158,6 +191,18 @@ def make_scene(spawn: Spawn) -> Callable[[Mapping[str, str | None]], Scene]:
 def scene(make_scene: Callable[[Mapping[str, str | None]], Scene], fencectl: Fencectl) -> Scene:
     """Set the scene with the test's own broker."""
     return make_scene(fencectl.env)
+
+
+@pytest.fixture
+def stage(spawn: Spawn, fencectl: Fencectl) -> Callable[..., Child]:
+    """Start a stage of a pipeline; it sleeps when it is returned."""
+
+    def start(name: str, *sources: str) -> Child:
+        child = spawn(STAGE, name, *sources, env=fencectl.env)
+        assert child.line() == "ready"
+        return asleep(child) if sources else child
+
+    return start
 
 
 class Terminal:

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 PAGE: Final = (pathlib.Path(__file__).parents[2] / "docs" / "fencectl.md").read_text("utf-8")
 
 
-def documented(name: str, *, info: bool = False) -> set[str]:
-    """The keys of an object's table; those of ``info`` only when asked for."""
+def documented(name: str, *also: str) -> set[str]:
+    """The keys of an object's table; those that only some answers have (*info*) when they are asked for."""
     section = PAGE.split(f"\n#### {name}\n", 1)[1].split("\n#### ", 1)[0]
     keys = set()
     for line in section.splitlines():
         cells = line.split("|")
-        if len(cells) == 4 and "`" in cells[1] and (info or not cells[2].startswith(" *info*")):
+        only = re.match(r" \*(\w+)\*", cells[2]) if len(cells) == 4 else None
+        if len(cells) == 4 and "`" in cells[1] and (only is None or only[1] in also):
             keys |= set(re.findall(r"`([a-z_]+)`", cells[1]))
     assert keys
     return keys
@@ -39,7 +40,7 @@ def documented(name: str, *, info: bool = False) -> set[str]:
 
 def written(verb: str) -> set[str]:
     """The keys in the table of verbs."""
-    (line,) = re.findall(rf"^\| `{verb}` \| (.*) \|$", PAGE.split("\n## JSON\n", 1)[1], re.MULTILINE)
+    (line,) = re.findall(rf"^\| `{verb}` \| (.*) \|$", PAGE.split("\n## JSON\n", 1)[1].split("\n#### ", 1)[0], re.MULTILINE)
     return set(re.findall(r"`([a-z_]+)`", re.sub(r"\([^)]*\)", "", line)))
 
 
@@ -69,7 +70,7 @@ def test_info(fencectl: Fencectl, scene: Scene, kind: str) -> None:
     value = fencectl("info", {"timeline": "camera0", "fence": "camera0@7", "sync_file": "5"}[kind], "--json").json()
     assert set(value) == {"now_ns", "kind", kind}
     assert value["kind"] == kind
-    assert set(value[kind]) == documented(kind, info=True)
+    assert set(value[kind]) == documented(kind, "info")
     match kind:
         case "timeline":
             assert [set(fence) for fence in value[kind]["active_fences"]] == [documented("fence")]
@@ -82,7 +83,7 @@ def test_info(fencectl: Fencectl, scene: Scene, kind: str) -> None:
             assert [(member["timeline"], member["seqno"], member["kind"]) for member in members] == [
                 ("camera0", 7, "point"), ("lens", 1, "placeholder"),
             ]  # fmt: skip
-            assert set(members[0]) == documented("fence", info=True) - {"carried_by"}
+            assert set(members[0]) == documented("fence", "info") - {"carried_by", "holders", "history"}
 
 
 def test_status_and_wait_and_advance(fencectl: Fencectl, scene: Scene) -> None:
@@ -95,6 +96,20 @@ def test_status_and_wait_and_advance(fencectl: Fencectl, scene: Scene) -> None:
     quotas = fencectl("quota", "--json").json()
     assert set(quotas) == written("quota")
     assert [set(quota) for quota in quotas["quotas"]] == [documented("quota")] * 6
+
+
+def test_why_and_holders(fencectl: Fencectl, scene: Scene) -> None:
+    value = fencectl("why", "#5", "--json").json()
+    assert set(value) == written("why") == {"now_ns", *documented("graph")} - {"links"}
+    assert [set(each) for each in value["processes"]] == [{"key", "how", "links"} | documented("seen")]
+    assert {frozenset(each) for each in value["fences"]} == {frozenset({"key", "links"} | documented("fence"))}
+    assert [set(each) for each in value["nobody"]] == [{"key", "why"}]
+    held = fencectl("holders", scene.capture.pid, "--json").json()
+    assert set(held) == written("holders")
+    assert {frozenset(each) for each in held["holders"]} == {frozenset(documented("seen", "holders"))}
+    assert {frozenset(each) for each in held["owners"]} == {frozenset(documented("seen", "owners"))}
+    entries = fencectl("info", "camera0@7", "--json").json()["fence"]["history"]
+    assert {frozenset(each) for each in entries} == {frozenset(documented("entry"))}
 
 
 def test_start_and_stop_and_restart_and_logs(users_own: Fencectl) -> None:
