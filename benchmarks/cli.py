@@ -15,6 +15,7 @@ from benchmarks.profiling import WORKLOADS, profile
 from benchmarks.report import as_json, as_markdown, machine, replace_between_markers, verdicts
 from benchmarks.scale import SIZES, measure_scale
 from benchmarks.scale import as_markdown as scale_as_markdown
+from benchmarks.scan import measure_scan
 
 __all__ = ["main"]
 
@@ -39,7 +40,8 @@ BROKEN, MISSED = 1, 3
     "--profile", "workload", type=click.Choice(WORKLOADS), help="Measure nothing; show where the broker and its client spend their time."
 )
 @click.option("--scale", is_flag=True, help="Measure only the core by itself, with up to a million active fences.")
-def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool, workload: str | None, scale: bool) -> None:
+@click.option("--scan", is_flag=True, help="Measure only how long fencectl takes to look at 500 processes.")
+def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool, workload: str | None, scale: bool, scan: bool) -> None:
     """Measure fencebroker beside what it stands on, all in one run.
 
     Signal to wake: from the call that signals until poll() returns in another process that was asleep. Rates: export + advance + close,
@@ -48,6 +50,9 @@ def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool,
     """
     if scale:
         click.echo(scale_as_markdown([measure_scale(size) for size in (SIZES[:2] if quick else SIZES)]))
+        return
+    if scan:
+        click.echo(measure_scan(*((20, 1) if quick else ())))
         return
     if docs is not None:
         _fill(docs, None)  # so that a wrong file is refused before the measurement, not after it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "Verb",
     "answer_within",
     "asks_broker",
+    "duration",
     "files",
     "in_command",
     "parsed",
@@ -210,6 +212,19 @@ def permission_bits(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 4 or not set(text) <= set("01234567") or int(text, 8) > 0o777:
         raise ValueError(f"must be octal permission bits such as 0640, not {text!r}")
     return int(text, 8)
+
+
+#: Ending -> seconds.
+_UNITS: Final = {"": 1.0, "s": 1.0, "ms": 1e-3, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*)")
+
+
+def duration(text: str) -> float:
+    """``2s``, ``500ms``, ``5min``, ``1h``, ``2d``, or a number of seconds."""
+    found = _DURATION.fullmatch(text)
+    if found is None or found[2] not in _UNITS or (length := float(found[1]) * _UNITS[found[2]]) >= 1e9:
+        raise ValueError(f"must be a time such as 2s, 500ms, 5min or 1h, not {text!r}")
+    return length
 
 
 def point_name(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fnmatch
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +13,10 @@ import click
 
 from fencebroker.cli import names, schema
 from fencebroker.cli.catalogue import list_rows
-from fencebroker.cli.command import Invocation, Verb, asks_broker, wants_json
-from fencebroker.cli.render import Cell, Column, Table, process, span, status_cell
+from fencebroker.cli.command import Invocation, Verb, asks_broker, duration, parsed, wants_json
+from fencebroker.cli.render import Cell, Column, Table, process, span, state, status_cell
+from fencebroker.cli.suggest import did_you_mean
+from fencebroker.client import uid_of
 from fencebroker.rows import FenceRow, Row, SessionRow, SyncFileRow, TimelineRow
 from fencebroker.wire import KINDS
 
@@ -91,21 +95,106 @@ def table(kind: str, rows: Sequence[Row], now: int, title: str) -> Table:
     return Table(title, columns, filled)
 
 
+class Filter:
+    """What a row must be like to be listed."""
+
+    def __init__(
+        self, user: int | None, pid: int | None, name: str | None, state: str | None, older: float | None, newer: float | None
+    ) -> None:
+        self._user = user
+        self._pid = pid
+        self._name = name
+        self._state = state
+        self._older = older
+        self._newer = newer
+
+    def takes(self, row: Row, now: int) -> bool:
+        """Say whether ``row`` is listed."""
+        age = now - row.created_ns
+        return (
+            (self._user is None or row.uid == self._user)
+            and (self._pid is None or _pid(row) == self._pid)
+            and (self._name is None or any(fnmatch.fnmatchcase(name, self._name) for name in _names(row)))
+            and (self._state is None or _is(row, self._state))
+            and (self._older is None or age >= self._older * 1e9)
+            and (self._newer is None or age <= self._newer * 1e9)
+        )
+
+
+def _pid(row: Row) -> int | None:
+    if isinstance(row, FenceRow):
+        return None if row.owner is None else row.owner.pid
+    return row.pid
+
+
+def _names(row: Row) -> Sequence[str]:
+    """What a row may be called, with and without the user."""
+    match row:
+        case TimelineRow():
+            return (row.name or "", names.timeline(row))
+        case FenceRow():
+            return (f"{row.timeline}@{row.seqno}" if row.timeline else "", names.point(row._replace(kind="point")), row.timeline or "")
+        case SyncFileRow():
+            return (row.name, f"{row.timeline}@{row.seqno}" if row.timeline else "", row.timeline or "")
+        case SessionRow():
+            return (row.comm,)
+
+
+def _is(row: Row, wanted: str) -> bool:
+    match row:
+        case TimelineRow():
+            return {"active": row.n_active > 0, "failed": row.n_failed > 0}.get(wanted, False)
+        case SessionRow():
+            return False
+    return state(row.status) == wanted or (wanted == "failed" and row.status < 0)
+
+
+def _state(text: str) -> str:
+    words = {"active": "active", "ok": "ok", "failed": "failed"}
+    words |= {name.casefold(): name for name in errno.errorcode.values()}
+    if text.casefold() not in words:
+        raise ValueError(f"must be active, ok, failed or the name of an errno, not {text!r}{did_you_mean(text, words)}")
+    return words[text.casefold()]
+
+
+def _user(text: str) -> int:
+    return uid_of(text)
+
+
 @click.command(cls=Verb, example=EXAMPLE, short_help="What there is: timelines, fences, sync_files, sessions.")
 @click.argument("kinds", nargs=-1, type=click.Choice(KINDS), metavar="[timelines|fences|sync_files|sessions]...")
+@click.option("--user", metavar="USER", callback=parsed(_user), help="Only what is this user's (a name or a uid).")
+@click.option("--pid", metavar="PID", type=click.IntRange(min=0), help="Only what this process made, owns or is.")
+@click.option("--name", metavar="PATTERN", help="Only what is called so: 'camera*', 'camera0@*'; sessions by their command.")
+@click.option("--state", metavar="STATE", callback=parsed(_state), help="Only active, ok, failed, or with one errno (ENOENT).")
+@click.option("--older", metavar="AGE", callback=parsed(duration), help="Only what is that old or older (2s, 5min, 1h).")
+@click.option("--newer", metavar="AGE", callback=parsed(duration), help="Only what is that old or newer.")
 @asks_broker
 @wants_json
 @click.pass_obj
-def ls(invocation: Invocation, kinds: tuple[str, ...]) -> None:
+def ls(
+    invocation: Invocation,
+    kinds: tuple[str, ...],
+    user: int | None,
+    pid: int | None,
+    name: str | None,
+    state: str | None,
+    older: float | None,
+    newer: float | None,
+) -> None:
     """List timelines, fences, sync_files, sessions; without an argument, timelines and sync_files.
 
     One sees what is one's own; root and the broker's own user see everything. POINT is what a sync_file stands for: a point by name
     (camera0@7) or by number (1:7), or a merge (3:1 (all)). A sync_file is listed until its fence has signalled and everybody who asked for
-    it has closed it; "fencectl info" tells more about each.
+    it has closed it; "fencectl info" tells more about each. A timeline is active while a point of it is, and failed if one ever did.
     """
+    if state is not None and "sessions" in kinds:
+        raise click.UsageError("sessions have no state: leave --state or sessions out.")
+    wanted_rows = Filter(user, pid, name, state, older, newer)
     wanted = list(dict.fromkeys(kinds or DEFAULT))
     with invocation.connect() as broker:
-        found = {kind: list(list_rows(broker, kind)) for kind in wanted}
+        listed = {kind: list(list_rows(broker, kind)) for kind in wanted}
     now = time.monotonic_ns()
+    found = {kind: [row for row in rows if wanted_rows.takes(row, now)] for kind, rows in listed.items()}
     invocation.output.json({"now_ns": now, **{kind: [schema.row(row) for row in rows] for kind, rows in found.items()}})
     invocation.output.tables(*(table(kind, rows, now, kind if len(wanted) > 1 else "") for kind, rows in found.items()))

@@ -10,7 +10,25 @@ import click
 from click.shell_completion import shell_complete
 
 from fencebroker import BrokerUnavailable, FenceError, __version__
-from fencebroker.cli import details, handing, health, holders, job, listing, log, rights, service, timeline, tracing, waiting, why
+from fencebroker.cli import (
+    details,
+    handing,
+    health,
+    holders,
+    job,
+    leaks,
+    listing,
+    log,
+    rights,
+    service,
+    stats,
+    stuck,
+    timeline,
+    top,
+    tracing,
+    waiting,
+    why,
+)
 from fencebroker.cli.command import Failure, Invocation, asks_broker
 from fencebroker.cli.output import OutputError
 from fencebroker.cli.suggest import did_you_mean
@@ -69,6 +87,10 @@ for verb in (
     log.logs,
     holders.holders,
     why.why,
+    stuck.stuck,
+    leaks.leaks,
+    stats.stats,
+    top.top,
 ):
     cli.add_command(verb)
 

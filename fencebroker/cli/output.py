@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -50,6 +52,25 @@ class Output:
             width = shutil.get_terminal_size().columns if self.is_terminal else None
             for line in lines(tables, width, _paint if self.is_coloured else _leave):
                 self._write(line)
+
+    @contextlib.contextmanager
+    def rewriting(self, *, enabled: bool = True) -> Iterator[Callable[[Sequence[Table]], None] | None]:
+        """Yield what writes tables over those before, on a screen; None where there is no screen, or JSON was asked for."""
+        if not enabled or self.as_json or not self.is_terminal or os.environ.get("TERM") == "dumb":
+            yield None
+            return
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        console = Console(no_color=not self.is_coloured, highlight=False, soft_wrap=True)
+        with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+
+            def write(tables: Sequence[Table]) -> None:
+                shown = lines(tables, console.width, _paint if self.is_coloured else _leave)
+                live.update(Text("\n").join(Text.from_ansi(line) for line in shown), refresh=True)
+
+            yield write
 
     def flush(self) -> None:
         """Give what was written to the reader now; raises what went wrong since."""

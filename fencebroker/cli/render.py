@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 
 from fencebroker.model import ACTIVE, OK, ProcessInfo, printable
 
-__all__ = ["Branch", "Cell", "Column", "Table", "branches", "facts", "lines", "process", "span", "state", "status_cell"]
+__all__ = ["Branch", "Cell", "Column", "Table", "branches", "facts", "latency", "lines", "process", "span", "state", "status_cell"]
 
 
 # -- words
@@ -39,6 +39,13 @@ def span(ns: int) -> str:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86400:.0f} d"
+
+
+def latency(ns: int | None) -> str:
+    """A length of time where a tenth of a millisecond matters."""
+    if ns is None:
+        return "-"
+    return f"{ns / 1e6:.2f} ms" if ns < 1e7 else span(ns)
 
 
 def process(who: ProcessInfo | None) -> str:

@@ -40,6 +40,8 @@ class Snapshot:
     fences: dict[int, FenceRow]
     sync_files: dict[int, SyncFileRow]
     scan: Scan
+    #: Whether the broker is among the processes that can be seen: if not, so may others be that hold something.
+    sees_broker: bool
     #: What the broker calls its clients: a script's name tells more than its interpreter's.
     names: dict[int, str]
     _by_eventfd: dict[int, SyncFileRow] = field(init=False)
@@ -60,12 +62,13 @@ class Snapshot:
         before = {row.id for row in list_rows(broker, "sync_files") if isinstance(row, SyncFileRow)}
         timelines = _timelines(broker)
         inodes = [inode for row in timelines.values() for inode in row.inodes]
-        processes = scan(inodes, passing_over=broker_pids(broker))
+        own = broker_pids(broker)
+        processes = scan(inodes, passing_over=own)
         sync_files = {row.id: row for row in list_rows(broker, "sync_files") if isinstance(row, SyncFileRow) and row.id in before}
         fences = {row.id: row for row in list_rows(broker, "fences") if isinstance(row, FenceRow)}
         names = {row.pid: row.comm for row in timelines.values() if row.creator_alive}
         names |= {row.pid: row.comm for row in list_rows(broker, "sessions") if isinstance(row, SessionRow)}
-        return cls(time.monotonic_ns(), _timelines(broker), fences, sync_files, processes, names)
+        return cls(time.monotonic_ns(), _timelines(broker), fences, sync_files, processes, bool(own), names)
 
     def held_by(self, holder: Holder) -> Iterator[Held]:
         """Yield what a process holds, by descriptor."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ from fencebroker import Broker
 from fencebroker.cli import names, schema
 from fencebroker.cli.command import Invocation, Verb, asks_broker, parsed, wants_json
 from fencebroker.cli.graph import Deadlock, FenceNode, Key, Nobody, ProcessNode, walk
+from fencebroker.cli.live import Feed
 from fencebroker.cli.processes import Holder
 from fencebroker.cli.render import Branch, Cell, Column, Table, branches, facts, span, state
 from fencebroker.cli.snapshot import Snapshot
@@ -23,6 +26,10 @@ __all__ = ["Answer", "why"]
 DEPTH: Final = 40
 #: So many points of one producer are named in the line that says what it should signal.
 SHOWN: Final = 3
+
+#: With --watch: how soon after a look the next one may come, and how late it comes when the broker has nothing to tell, in seconds.
+PAUSE: Final = 0.1
+REFRESH: Final = 2.0
 
 EXAMPLE = """\
 $ fencectl why '#5'
@@ -38,10 +45,11 @@ must act  4211 capture (asleep): to signal camera0@7; camera0 is at 6, since 4.2
 @click.command(cls=Verb, example=EXAMPLE, short_help="What something waits for, and who must act.")
 @click.argument("target", callback=parsed(parse_target), metavar=METAVAR)
 @click.option("--dot", is_flag=True, help="Write the graph for graphviz: fencectl why --dot 812 | dot -Tsvg.")
+@click.option("--watch", is_flag=True, help="Keep it current, until the fence has signalled or Ctrl-C.")
 @asks_broker
 @wants_json
 @click.pass_obj
-def why(invocation: Invocation, target: Target, dot: bool) -> None:
+def why(invocation: Invocation, target: Target, dot: bool, watch: bool) -> None:
     """Show what a process or a fence waits for, down to the process that must act.
 
     A process leads to the fences that its threads sleep for, a merge to its members, a point to whoever holds its timeline now, and that
@@ -49,12 +57,21 @@ def why(invocation: Invocation, target: Target, dot: bool) -> None:
     ID; /proc/812 and '#812' say which. NAME is a timeline: all its active points.
 
     How another process waits is read from /proc; without the right to attach to it (root, CAP_SYS_PTRACE) one sees only what it holds.
+
+    --watch looks again when something happens in the broker, and every two seconds, for a process that stops tells nobody. Where there is
+    no screen it writes the answer anew when it is another one.
     """
     if dot and invocation.output.as_json:
         raise click.UsageError("--dot and --json are two forms of one answer: take one of them.")
     with invocation.connect() as broker:
-        answer = Answer.find(broker, target)
-    invocation.output.json(answer.as_json())
+        if watch:
+            _watch(invocation, broker, target, dot)
+        else:
+            _write(invocation, Answer.find(broker, target), dot)
+
+
+def _write(invocation: Invocation, answer: Answer, dot: bool, *, one_line: bool = False) -> None:
+    invocation.output.json(answer.as_json(), one_line=one_line)
     if dot:
         for line in answer.as_dot():
             invocation.output.line(line)
@@ -62,11 +79,37 @@ def why(invocation: Invocation, target: Target, dot: bool) -> None:
         invocation.output.tables(*answer.as_text())
 
 
+def _watch(invocation: Invocation, broker: Broker, target: Target, dot: bool) -> None:
+    """Answer again and again, woken by the broker's events.  Ends when the fence that was asked about has signalled."""
+    output = invocation.output
+    before = None
+    with Feed(broker) as feed, output.rewriting(enabled=not dot) as rewrite:
+        poll = select.poll()
+        poll.register(feed.fileno(), select.POLLIN)
+        while True:
+            answer = Answer.find(broker, target)
+            if rewrite is not None:
+                rewrite(list(answer.as_text()))
+            elif answer.shape != before:
+                if before is not None:
+                    output.line("")
+                _write(invocation, answer, dot, one_line=True)
+                output.flush()
+            before = answer.shape
+            if answer.is_final:
+                return
+            time.sleep(PAUSE)
+            poll.poll(REFRESH * 1000)
+            while poll.poll(0):
+                feed.take()
+
+
 class Answer:
     """One answer, in each of its forms."""
 
-    def __init__(self, snapshot: Snapshot, starts: Sequence[Key], label: str = "", nothing: str = "") -> None:
+    def __init__(self, snapshot: Snapshot, starts: Sequence[Key], label: str = "", nothing: str = "", is_final: bool = False) -> None:
         """``label`` is what the one start is called; ``nothing`` is the answer when there is no start."""
+        self._is_final = is_final
         self._snapshot = snapshot
         self._graph = walk(snapshot, starts)
         self._label = label
@@ -92,15 +135,28 @@ class Answer:
             case SyncFileRow():
                 row = snapshot.fences.get(thing.fence)
                 if row is None or row.status:
-                    return cls(snapshot, [], nothing=_signalled(thing.name, row or thing, snapshot.now))
+                    return cls(snapshot, [], nothing=_signalled(thing.name, row or thing, snapshot.now), is_final=True)
                 return cls(snapshot, [("fence", row.id)], thing.name)
             case FenceRow():
                 row = snapshot.fences.get(thing.id, thing)
                 if row.status or row.id not in snapshot.fences:
-                    return cls(snapshot, [], nothing=_signalled(names.point(row), row, snapshot.now))
+                    return cls(snapshot, [], nothing=_signalled(names.point(row), row, snapshot.now), is_final=True)
                 return cls(snapshot, [("fence", row.id)])
             case _:
                 raise AssertionError(f"no target: {thing}")
+
+    @property
+    def is_final(self) -> bool:
+        """A fence that has signalled stays so; a process or a timeline may wait for something else next."""
+        return self._is_final
+
+    @property
+    def shape(self) -> object:
+        """What is different in another answer; ages only make the same one older."""
+        processes = [
+            (key, str(node.holder and node.holder.words)) for key, node in self._graph.nodes.items() if isinstance(node, ProcessNode)
+        ]
+        return [(key, tuple(node.links)) for key, node in self._graph.nodes.items()], processes, self._is_final
 
     # -- for a person
 
@@ -114,7 +170,7 @@ class Answer:
             word = "deadlock" if not deadlock.doubt else "maybe a deadlock"
             text = self._circle(deadlock)
             pairs.append((word, Cell(f"{text}; {deadlock.doubt}" if deadlock.doubt else text, "bold red")))
-        ends = [self._must(key) for key in self._graph.ends()]
+        ends = [line for key in self._graph.ends() for line in self._must(key)]
         if ends:
             pairs.append(("must act", ends))
         if any(isinstance(node, ProcessNode) and node.how == "holds" for node in self._graph.nodes.values()):
@@ -175,10 +231,10 @@ class Answer:
     def _who(node: ProcessNode) -> str:
         return f"{node.who.pid} {node.who.comm}"
 
-    def _must(self, key: Key) -> str:
+    def _must(self, key: Key) -> list[str]:
         node = self._graph.nodes[key]
         if isinstance(node, Nobody):
-            return node.cure
+            return [node.cure]
         assert isinstance(node, ProcessNode)
         wanted = [other.row for other in self._graph.nodes.values() if isinstance(other, FenceNode) and key in other.links]
         line = f"{self._who(node)} ({_words(node)})"
@@ -188,7 +244,7 @@ class Answer:
         if timeline is not None:
             name = names.timeline(timeline) if timeline.name else f"{timeline.context}:"
             line += f"; {name} is at {timeline.value}, since {span(self._snapshot.now - timeline.advanced_ns)}"
-        return f"{line}; kill -CONT {node.who.pid} lets it go on" if node.is_stopped else line
+        return [line, f"kill -CONT {node.who.pid} lets it go on"] if node.is_stopped else [line]
 
     def _circle(self, deadlock: Deadlock) -> str:
         """One way around: ``812 a waits for b@1 <- 813 b waits for a@1 <- 812 a``."""

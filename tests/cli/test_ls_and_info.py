@@ -125,6 +125,53 @@ def test_ls_says_when_somebody_wrote_to_a_sync_file(fencectl: Fencectl, broker: 
     assert (value["tampered"], value["status"], value["state"]) == (True, 0, "active")
 
 
+def listed(fencectl: Fencectl, *arguments: str) -> list[str]:
+    """The first or the second cell of what is listed: names and points."""
+    result = fencectl("ls", *arguments)
+    assert (result.code, result.err) == (0, "")
+    return [row[1] for row in cells(result.lines())[1:]]
+
+
+def test_ls_lists_what_is_asked_for(fencectl: Fencectl, scene: Scene) -> None:
+    own = str(os.getuid())
+    for arguments, found in (
+        (["--state", "active"], ["camera0@7", "lens@1 (no timeline)", "3:1 (all)"]),
+        (["--state", "OK"], ["camera0@6"]),
+        (["--state", "ENOENT"], []),
+        (["--name", "camera*"], ["camera0@6", "camera0@7"]),
+        (["--name", "lens@1"], ["lens@1 (no timeline)"]),
+        (["--pid", str(scene.capture.pid)], ["camera0@6", "camera0@7"]),
+        (["--user", own, "--name", "*@7"], ["camera0@7"]),
+        (["--user", "65533"], []),
+        (["--older", "1h"], []),
+        (["--newer", "1h", "--state", "ok"], ["camera0@6"]),
+    ):
+        assert listed(fencectl, "fences", *arguments) == found, arguments
+    assert listed(fencectl, "timelines", "--state", "active") == ["camera0"]
+    assert listed(fencectl, "timelines", "--state", "failed") == []
+    assert listed(fencectl, "sync_files", "--name", "frame-?", "--state", "active") == ["frame-7"]
+    assert listed(fencectl, "sessions", "--name", "enc*") == [f"{scene.encode.pid} encode"]
+    scene.do("timeline.fail(7, 5)")
+    assert listed(fencectl, "fences", "--state", "failed") == ["camera0@7"]
+    assert listed(fencectl, "timelines", "--state", "failed") == ["camera0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--state", "enoen"], "must be active, ok, failed or the name of an errno, not 'enoen'; did you mean enoent"),
+        (["--user", "nosuchuser0"], "there is no user 'nosuchuser0' on this machine"),
+        (["--pid", "x"], "not a valid integer"),
+        (["--older", "x"], "must be a time such as 2s, 500ms, 5min or 1h, not 'x'"),
+        (["sessions", "--state", "ok"], "sessions have no state"),
+    ],
+)
+def test_ls_refuses_what_selects_nothing(fencectl: Fencectl, arguments: list[str], complaint: str) -> None:
+    result = fencectl("ls", *arguments)
+    assert result.code == 2
+    assert complaint in result.one_error()
+
+
 # info
 
 

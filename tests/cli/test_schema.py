@@ -33,7 +33,7 @@ def documented(name: str, *also: str) -> set[str]:
         cells = line.split("|")
         only = re.match(r" \*(\w+)\*", cells[2]) if len(cells) == 4 else None
         if len(cells) == 4 and "`" in cells[1] and (only is None or only[1] in also):
-            keys |= set(re.findall(r"`([a-z_]+)`", cells[1]))
+            keys |= set(re.findall(r"`([a-z0-9_]+)`", cells[1]))
     assert keys
     return keys
 
@@ -41,7 +41,7 @@ def documented(name: str, *also: str) -> set[str]:
 def written(verb: str) -> set[str]:
     """The keys in the table of verbs."""
     (line,) = re.findall(rf"^\| `{verb}` \| (.*) \|$", PAGE.split("\n## JSON\n", 1)[1].split("\n#### ", 1)[0], re.MULTILINE)
-    return set(re.findall(r"`([a-z_]+)`", re.sub(r"\([^)]*\)", "", line)))
+    return set(re.findall(r"`([a-z0-9_]+)`", re.sub(r"\([^)]*\)", "", line)))
 
 
 def test_the_page_shows_the_examples_of_the_help_pages() -> None:
@@ -110,6 +110,21 @@ def test_why_and_holders(fencectl: Fencectl, scene: Scene) -> None:
     assert {frozenset(each) for each in held["owners"]} == {frozenset(documented("seen", "owners"))}
     entries = fencectl("info", "camera0@7", "--json").json()["fence"]["history"]
     assert {frozenset(each) for each in entries} == {frozenset(documented("entry"))}
+
+
+def test_stuck_and_leaks_and_stats_and_top(fencectl: Fencectl, scene: Scene) -> None:
+    stuck = fencectl("stuck", "--older", "0", "--json").json()
+    assert set(stuck) == written("stuck")
+    assert {frozenset(each) for each in stuck["stuck"]} == {frozenset(documented("fence", "stuck"))}
+    leaks = fencectl("leaks", "--older", "0", "--json").json()
+    assert set(leaks) == written("leaks")
+    assert {frozenset(each) for each in leaks["held"]} == {frozenset(documented("hoard"))}
+    stats = fencectl("stats", "--json").json()
+    assert set(stats) == written("stats")
+    assert [set(each) for each in stats["timelines"]] == [documented("timeline", "stats")]
+    top = fencectl("top", "-n", "1", "--every", "0.1", "--json").json()
+    assert set(top) == written("top")
+    assert [set(each) for each in top["timelines"]] == [documented("rate")]
 
 
 def test_start_and_stop_and_restart_and_logs(users_own: Fencectl) -> None:

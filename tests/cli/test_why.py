@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import fencebroker as fb
-from tests.cli.conftest import FENCECTL, Fencectl, Result, Scene, asleep, end_of
+from tests.cli.conftest import FENCECTL, Fencectl, Result, Scene, Terminal, asleep, end_of
 from tests.helpers import LIMIT, not_run
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def test_a_stopped_producer_among_ten_is_found(fencectl: Fencectl, stage_of_ten:
         *(f"<- {pids[n]} stage{n} waits in poll on stage{n - 1}@1 (T)" for n in range(8, 1, -1)),
         f"<- {pids[1]} stage1 waits in poll on stage0@1 (T) <- {pids[0]} stage0 (stopped, SIGSTOP)",
         "",
-        f"must act  {pids[0]} stage0 (stopped, SIGSTOP): to signal stage0@1; stage0 is at 0, since T; kill -CONT {pids[0]} lets it go on",
+        f"must act  {pids[0]} stage0 (stopped, SIGSTOP): to signal stage0@1; stage0 is at 0, since T",
+        f"          kill -CONT {pids[0]} lets it go on",
     ]
     value = fencectl("why", "stage8@1", "--json").json()
     assert value["must_act"] == [f"process:{pids[0]}"]
@@ -195,6 +196,51 @@ def test_graphviz_draws_it(fencectl: Fencectl, scene: Scene) -> None:
     done = subprocess.run([program, "-Tsvg"], input=dot.out, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "camera0@7" in done.stdout
+
+
+# --watch
+
+
+def test_watch_writes_what_changes_and_ends_with_the_fence(fencectl: Fencectl, scene: Scene) -> None:
+    watch = fencectl.spawn("why", "camera0@7", "--watch")
+    assert watch.line().startswith("camera0@7 (")
+    assert [watch.line(), watch.line()[:8]] == ["", "must act"]
+    stopped(scene.capture)
+    assert watch.line() == ""
+    assert watch.line().endswith(f" <- {scene.capture.pid} capture (stopped, SIGSTOP)")
+    assert [watch.line(), watch.line()[:8]] == ["", "must act"]
+    scene.capture.signal(signal.SIGCONT)
+    scene.do("timeline.advance(7)")
+    rest = end_of(watch)
+    assert rest.code == 0
+    assert re.fullmatch(r"camera0@7 has signalled: ok, .* ago", rest.lines()[-1])
+
+
+def test_watch_of_a_process_goes_on_and_ends_with_ctrl_c(fencectl: Fencectl, stage: Callable[..., Child]) -> None:
+    camera, viewer = stage("camera"), stage("viewer", "camera@1")
+    watch = fencectl.spawn("why", viewer.pid, "--watch", "--json")
+    assert json.loads(watch.line())["processes"][0]["how"] == "poll"
+    camera.kill()  # the fence fails, and the viewer with it
+    while json.loads(line := watch.line())["fences"]:
+        pass
+    assert json.loads(line)["must_act"] == []
+    watch.signal(signal.SIGINT)
+    assert end_of(watch).code in (130, 1)  # 1: the viewer had ended
+
+
+def test_watch_says_when_the_broker_goes(fencectl: Fencectl, scene: Scene, broker: BrokerProcess) -> None:
+    watch = fencectl.spawn("why", "camera0@7", "--watch")
+    assert watch.line().startswith("camera0@7 (")
+    broker.stop()
+    result = end_of(watch)
+    assert result.code in (0, 4)  # 0: it saw the fence end, with ECANCELED, before the broker
+    assert "went away" in result.err or "ECANCELED" in result.out
+
+
+def test_watch_redraws_a_terminal(fencectl: Fencectl, scene: Scene, terminal: Terminal) -> None:
+    scene.do("timeline.advance(7)")
+    shown = terminal("why", "camera0@7", "--watch")
+    assert "camera0@7 has signalled: ok, " in shown
 
 
 # Bad input
