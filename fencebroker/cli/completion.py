@@ -22,7 +22,7 @@ from fencebroker.cli.catalogue import list_rows
 from fencebroker.cli.command import Failure, Invocation, answer_within, files, in_command
 from fencebroker.rows import TimelineRow
 
-__all__ = ["Bash", "complete_points", "complete_timelines"]
+__all__ = ["Bash", "complete_points", "complete_targets", "complete_timelines"]
 
 #: Whoever pressed the key waits.
 ANSWER_SECONDS: Final = 1.0
@@ -39,6 +39,11 @@ def complete_points(ctx: click.Context, parameter: click.Parameter, incomplete: 
     return _offer(
         ctx, incomplete, lambda row: [f"{names.timeline(row)}@{seqno}" for seqno in sorted({row.value + 1, row.highest}) if seqno]
     )
+
+
+def complete_targets(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """For ``shell_complete=`` of an argument that may be a timeline, a point, and other things that are not offered."""
+    return complete_timelines(ctx, parameter, incomplete) + complete_points(ctx, parameter, incomplete)
 
 
 def _offer(ctx: click.Context, incomplete: str, words_of: Callable[[TimelineRow], list[str]]) -> list[CompletionItem[str]]:

@@ -11,6 +11,7 @@ from fencebroker import Broker
 from fencebroker.cli import names, schema
 from fencebroker.cli.catalogue import Entry, Fences, Node, history
 from fencebroker.cli.command import Invocation, Verb, asks_broker, parsed, wants_json
+from fencebroker.cli.completion import complete_targets
 from fencebroker.cli.render import Branch, Cell, Table, branches, facts, process, span, state, status_cell
 from fencebroker.cli.snapshot import Snapshot
 from fencebroker.cli.targets import Target, find_descriptor, find_row, parse_descriptor
@@ -41,7 +42,9 @@ Pairs = list[tuple[str, str | Cell | Sequence[str | Cell]]]
 
 
 @click.command(cls=Verb, example=EXAMPLE, short_help="Everything about one thing, and what it waits for.")
-@click.argument("target", callback=parsed(parse_descriptor), metavar="ID|NAME|NAME@N|PID:FD", required=False)
+@click.argument(
+    "target", callback=parsed(parse_descriptor), metavar="ID|NAME|NAME@N|PID:FD", required=False, shell_complete=complete_targets
+)
 @click.option("--debugfs", is_flag=True, help="Write everything as the kernel's debugfs file sync/info does, instead of one thing.")
 @asks_broker
 @wants_json

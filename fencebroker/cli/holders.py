@@ -9,6 +9,7 @@ import click
 
 from fencebroker.cli import names, schema
 from fencebroker.cli.command import Invocation, Verb, asks_broker, parsed, wants_json
+from fencebroker.cli.completion import complete_targets
 from fencebroker.cli.processes import Holder
 from fencebroker.cli.render import Cell, Column, Table, process, span, status_cell
 from fencebroker.cli.snapshot import Held, Snapshot
@@ -44,7 +45,7 @@ class Found(NamedTuple):
 
 
 @click.command(cls=Verb, example=EXAMPLE, short_help="Which processes hold something, and how they wait.")
-@click.argument("target", callback=parsed(parse_target), metavar="PID|ID|NAME|NAME@N")
+@click.argument("target", callback=parsed(parse_target), metavar="PID|ID|NAME|NAME@N", shell_complete=complete_targets)
 @asks_broker
 @wants_json
 @click.pass_obj

@@ -68,6 +68,12 @@ def cli() -> None:
 for verb in (
     listing.ls,
     details.info,
+    why.why,
+    holders.holders,
+    stuck.stuck,
+    leaks.leaks,
+    stats.stats,
+    top.top,
     health.status,
     tracing.trace,
     tracing.record,
@@ -85,12 +91,6 @@ for verb in (
     service.stop,
     service.restart,
     log.logs,
-    holders.holders,
-    why.why,
-    stuck.stuck,
-    leaks.leaks,
-    stats.stats,
-    top.top,
 ):
     cli.add_command(verb)
 

@@ -11,6 +11,7 @@ import click
 from fencebroker.cli import names, schema
 from fencebroker.cli.catalogue import list_rows
 from fencebroker.cli.command import Invocation, Verb, asks_broker, parsed, timeline_name, wants_json
+from fencebroker.cli.completion import complete_timelines
 from fencebroker.cli.render import Cell, Column, Table, latency, span
 from fencebroker.cli.suggest import did_you_mean
 from fencebroker.latency import percentile
@@ -32,7 +33,7 @@ _COLUMNS: Final = (
 
 
 @click.command(cls=Verb, example=EXAMPLE, short_help="What each timeline did, and how long its fences took.")
-@click.argument("wanted", nargs=-1, callback=parsed(timeline_name), metavar="[NAME]...")
+@click.argument("wanted", nargs=-1, callback=parsed(timeline_name), metavar="[NAME]...", shell_complete=complete_timelines)
 @asks_broker
 @wants_json
 @click.pass_obj

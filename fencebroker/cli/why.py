@@ -12,6 +12,7 @@ import click
 from fencebroker import Broker
 from fencebroker.cli import names, schema
 from fencebroker.cli.command import Invocation, Verb, asks_broker, parsed, wants_json
+from fencebroker.cli.completion import complete_targets
 from fencebroker.cli.graph import Deadlock, FenceNode, Key, Nobody, ProcessNode, walk
 from fencebroker.cli.live import Feed
 from fencebroker.cli.processes import Holder
@@ -43,7 +44,7 @@ must act  4211 capture (asleep): to signal camera0@7; camera0 is at 6, since 4.2
 
 
 @click.command(cls=Verb, example=EXAMPLE, short_help="What something waits for, and who must act.")
-@click.argument("target", callback=parsed(parse_target), metavar=METAVAR)
+@click.argument("target", callback=parsed(parse_target), metavar=METAVAR, shell_complete=complete_targets)
 @click.option("--dot", is_flag=True, help="Write the graph for graphviz: fencectl why --dot 812 | dot -Tsvg.")
 @click.option("--watch", is_flag=True, help="Keep it current, until the fence has signalled or Ctrl-C.")
 @asks_broker

@@ -67,6 +67,15 @@ def test_the_core_alone_is_measured_at_every_size(spawn: Spawn) -> None:
     assert [line.split("|")[1].strip() for line in lines[2:] if line] == ["1,000", "10,000"]
 
 
+def test_a_scan_sees_every_process(spawn: Spawn) -> None:
+    lines = spawn([*COMMAND, "--scan", "--quick"], cwd=ROOT).finish(50).splitlines()
+    found = re.match(r"(\d+) processes, (\d+) descriptors", lines[0])
+    assert found is not None
+    assert int(found[1]) > 20
+    assert int(found[2]) >= 20 * 4
+    assert len(lines) == 8
+
+
 def test_percentiles_are_samples() -> None:
     assert [percentile(range(1, 101), fraction) for fraction in (0.5, 0.9, 0.99, 1.0)] == [51, 91, 100, 100]
     assert percentile([7], 0.99) == 7
