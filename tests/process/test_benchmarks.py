@@ -73,7 +73,7 @@ def test_a_scan_sees_every_process(spawn: Spawn) -> None:
     assert found is not None
     assert int(found[1]) > 20
     assert int(found[2]) >= 20 * 4
-    assert len(lines) == 8
+    assert len(lines) == 9
 
 
 def test_percentiles_are_samples() -> None:
