@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Final, NoReturn, Self
 import psutil
 import pytest
 
+from fencebroker.testing import descriptors, differences, helpers_of_multiprocessing
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 __all__ = [
     "LIMIT",
@@ -67,16 +69,6 @@ def not_run(why: str) -> NoReturn:
 
 
 # Descriptors
-
-
-def descriptors() -> dict[int, str]:
-    """Return every open descriptor of this process and what it refers to."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        # The descriptor that lists the folder is in the list, and closed by now.
-        with contextlib.suppress(FileNotFoundError):
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return found
 
 
 def is_readable(fd: int) -> bool:
@@ -485,7 +477,7 @@ class Census:
     @classmethod
     def take(cls) -> Self:
         """Count now."""
-        excused_fds, excused_pids = _helpers_of_multiprocessing()
+        excused_fds, excused_pids = helpers_of_multiprocessing()
         children = {}
         for child in psutil.Process().children(recursive=True):
             if child.pid in excused_pids:
@@ -498,17 +490,7 @@ class Census:
 
     def differences(self, later: Census) -> list[str]:
         """Describe what changed since; empty when nothing did."""
-        found = []
-        for fd in sorted(self.fds.keys() | later.fds.keys()):
-            before, after = self.fds.get(fd), later.fds.get(fd)
-            if before == after:
-                continue
-            if before is None:
-                found.append(f"descriptor {fd} was left open: {after}")
-            elif after is None:
-                found.append(f"descriptor {fd} was closed, and it was not the test's: {before}")
-            else:
-                found.append(f"descriptor {fd} was {before} and is now {after}")
+        found = differences(self.fds, later.fds)
         found += [f"process {pid} was left running: {later.children[pid]}" for pid in later.children.keys() - self.children.keys()]
         return found
 
@@ -521,17 +503,3 @@ class Census:
         for pid in left:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-
-
-def _helpers_of_multiprocessing() -> tuple[set[int], set[int]]:
-    """Return the descriptors and the pids of the two processes that ``multiprocessing`` keeps for itself, where they run."""
-    attributes: Iterable[tuple[str, str, str, str]] = (
-        ("multiprocessing.resource_tracker", "_resource_tracker", "_fd", "_pid"),
-        ("multiprocessing.forkserver", "_forkserver", "_forkserver_alive_fd", "_forkserver_pid"),
-    )
-    fds, pids = set(), set()
-    for module, name, fd, pid in attributes:
-        helper = getattr(sys.modules.get(module), name, None)
-        fds.add(getattr(helper, fd, None))
-        pids.add(getattr(helper, pid, None))
-    return {fd for fd in fds if fd is not None}, {pid for pid in pids if pid is not None}
