@@ -23,6 +23,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -64,6 +65,7 @@ PAUSES: Final = (0.05, 1.0)
 
 _CLONE_FILES: Final = 0x400
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
 _TIMERFD_FLAGS: Final = 0o2004000  # TFD_CLOEXEC | TFD_NONBLOCK
 _MEMBARRIER_GLOBAL: Final = 1
 #: clone, timerfd_create, timerfd_settime, membarrier
@@ -115,6 +117,23 @@ def end_with_parent(parent: int, number: int) -> None:
     _python.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
+
+
+def hide_memory() -> None:
+    """Let nobody but root look into this process and those it clones.
+
+    Another process of the same user could otherwise trace it, or copy descriptors out of the table (pidfd_getfd).
+    """
+    _python.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0)
+    try:
+        os.close(os.open("/proc/self/fdinfo/0", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:  # before Linux 5.14 these files belong to root then, and the broker reads its own
+        _python.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0)
+
+
+def serves_others(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether this is a service for several users: its sockets are passed, and it is no user's own, which stays open to that user's debugger."""
+    return "LISTEN_FDS" in environment and "--user" not in arguments
 
 
 def hold_standard_streams() -> None:
@@ -455,6 +474,8 @@ def cancel_fences() -> None:
 def main() -> None:
     """Keep a broker; or, with --no-keeper and for a rehearsal, be one."""
     hold_standard_streams()
+    if serves_others(sys.argv[1:], os.environ):
+        hide_memory()
     if {"--no-keeper", "--rehearse"}.isdisjoint(sys.argv[1:]):
         leave(Keeper().run())
     from fencebrokerd.cli import main as run

@@ -393,3 +393,29 @@ def test_users_share_what_may_be_in_flight() -> None:
     assert not flight.has_room(2, 134, 2000)
     flight.count(1, -600)
     assert flight.has_room(2, 1000, 2000)
+
+
+def test_a_number_that_is_anothers_by_now(monkeypatch: pytest.MonkeyPatch, spawn: Spawn, folder: str) -> None:
+    """A process that connected and died may have left its number to another: that one's name is not taken for the client's."""
+    path = f"{folder}/socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        child = spawn(
+            """
+            import socket, sys
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            sock.connect(sys.argv[1])
+            print("connected", flush=True)
+            sys.stdin.read()
+            sock.close()
+            """,
+            path,
+        )
+        child.line()
+        with listener.accept()[0] as sock:
+            assert Credentials(sock).comm.startswith("python")
+            child.finish()
+            monkeypatch.setattr("fencebrokerd.shell.peer._comm", lambda pid: "somebody else")
+            assert Credentials(sock).comm == "?"
+            assert Credentials(sock).pid == child.pid

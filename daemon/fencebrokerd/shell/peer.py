@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import select
 import socket
 import struct
 import termios
@@ -27,6 +28,7 @@ from fencebrokerd.shell.ledger import Owed
 __all__ = ["Credentials", "Flight", "Peer", "TooSlow", "printable"]
 
 SO_PEERGROUPS: Final = 59
+SO_PEERPIDFD: Final = 77  # Linux 6.5
 #: After so many packets those that were taken are let go of; a socket's buffer holds a few hundred.
 REMEMBERED: Final = 1024
 _UCRED: Final = struct.Struct("3i")
@@ -44,7 +46,7 @@ class Credentials:
     def __init__(self, sock: socket.socket) -> None:
         self.pid, self.uid, self.gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         self.groups = frozenset(_peer_groups(sock))
-        self.comm = _comm(self.pid)
+        self.comm = _comm_of(sock, self.pid)
 
 
 def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
@@ -58,6 +60,21 @@ def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
 def printable(name: str) -> str:
     """A process chooses its own name: what could move a terminal's cursor is replaced before anybody prints it."""
     return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def _comm_of(sock: socket.socket, pid: int) -> str:
+    """The command name of the process that connected.  Its number may be another's by now: only while its pidfd says that it lives, what
+    /proc has under that number is its own.
+    """
+    try:
+        pidfd = OwnedFd(sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD))
+    except OSError:  # before Linux 6.5, or it is gone, or no descriptor is left: the number is all there is
+        return _comm(pid)
+    with pidfd:
+        comm = _comm(pid)
+        poll = select.poll()
+        poll.register(pidfd.fileno(), select.POLLIN)
+        return "?" if poll.poll(0) else comm
 
 
 def _comm(pid: int) -> str:
