@@ -401,6 +401,14 @@ class BrokerProcess:
             self.process.signal(signal.SIGTERM)
         return self.process.wait(timeout), self.log()
 
+    def freeze(self) -> None:
+        """Stop it, keeper and all: a keeper replaces a broker that is stopped alone."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+
     def reload(self) -> None:
         """Have it load the code and the configuration again, and wait until it has, or has said that it cannot."""
         times = self.log().count("the configuration was read again") + 1

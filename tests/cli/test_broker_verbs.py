@@ -119,11 +119,11 @@ def test_something_else_that_listens_is_no_broker(spawn: Spawn, alone: Fencectl,
 
 
 def test_a_broker_that_says_nothing_does_not_hang_the_health_check(fencectl: Fencectl, broker: BrokerProcess) -> None:
-    os.kill(broker.pid, signal.SIGSTOP)
+    broker.freeze()
     try:
         result = fencectl("status", "--timeout", "0.2")
     finally:
-        os.kill(broker.pid, signal.SIGCONT)
+        broker.thaw()
     assert result.code == 4
     assert result.one_error() == "the broker accepts connections but did not answer within 0.2 s; is it stopped or stuck?"
 
@@ -268,12 +268,13 @@ def test_a_broker_of_another_version_can_be_restarted(spawn: Spawn, users_own: F
 
 def test_stop_gives_up_on_a_broker_that_does_not_end(users_own: Fencectl) -> None:
     pid = users_own("start", "--user", "--json").json()["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    group = os.getpgid(pid)
+    os.killpg(group, signal.SIGSTOP)  # keeper and all
     child = users_own.spawn("stop", "--user", "--timeout", "0.1")
     try:
         result = end_of(child, 20)
     finally:
-        os.kill(pid, signal.SIGCONT)
+        os.killpg(group, signal.SIGCONT)
     assert result.code == 3
     assert result.one_error() == f"pid {pid} was told to stop and still runs after 100 ms; kill -KILL {pid} ends it at once"
     wait_gone(pid)

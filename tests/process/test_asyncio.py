@@ -7,7 +7,6 @@ import contextlib
 import errno
 import math
 import os
-import signal
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
@@ -284,7 +283,7 @@ def test_a_full_socket_is_awaited(broker: BrokerProcess) -> None:
     async def main() -> None:
         async with await aio.connect(broker.path) as connection, await connection.create_timeline() as timeline:
             with await timeline.export(2000) as fence:
-                broker.process.signal(signal.SIGSTOP)
+                broker.freeze()
 
                 async def produce() -> None:
                     for value in range(1, 2001):
@@ -295,7 +294,7 @@ def test_a_full_socket_is_awaited(broker: BrokerProcess) -> None:
                     await asyncio.sleep(0)  # other tasks run meanwhile
                 assert timeline.value >= 200
                 assert not producing.done()
-                broker.process.signal(signal.SIGCONT)
+                broker.thaw()
                 await producing
                 await aio.wait(fence, LIMIT)
 
@@ -307,7 +306,7 @@ def test_a_request_is_cancelled_before_it_was_sent(broker: BrokerProcess) -> Non
 
     async def main() -> None:
         async with await aio.connect(broker.path) as connection, await connection.create_timeline() as timeline:
-            broker.process.signal(signal.SIGSTOP)
+            broker.freeze()
             for _ in range(400):
                 connection._connection.tell(5, 12345)  # one-way: forget a timeline that is not there
             asking = asyncio.ensure_future(timeline.export(1))
@@ -317,7 +316,7 @@ def test_a_request_is_cancelled_before_it_was_sent(broker: BrokerProcess) -> Non
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-            broker.process.signal(signal.SIGCONT)
+            broker.thaw()
             with await timeline.export(2) as fence:
                 assert (await connection.info(fence)).seqno == 2
 

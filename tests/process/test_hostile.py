@@ -9,7 +9,6 @@ import os
 import pathlib
 import random
 import select
-import signal
 import socket
 import struct
 import time
@@ -485,7 +484,7 @@ def test_a_close_that_takes_for_ever_is_not_the_loops(broker: BrokerProcess, how
         number = lingering(stack)
         connection = stack.enter_context(fb.connect(broker.path))
         timeline = stack.enter_context(connection.create_timeline())
-        broker.process.signal(signal.SIGSTOP)
+        broker.freeze()
         if how == "import":
             evil.say([2, wire.IMPORT, "", None], [number])
         elif how == "unknown op":
@@ -498,7 +497,7 @@ def test_a_close_that_takes_for_ever_is_not_the_loops(broker: BrokerProcess, how
             evil.say(b"\xc1")
             evil.say([2, wire.IMPORT, "", None], [number])  # stays in the queue of a session that ends
         os.close(number)  # the broker is stopped: its copy is the last
-        broker.process.signal(signal.SIGCONT)
+        broker.thaw()
         began = time.monotonic()
         for _ in range(20):
             with fb.connect(broker.path) as client:
@@ -567,14 +566,14 @@ def test_a_table_that_is_full_of_what_is_still_to_be_closed(start_limited: Calla
         shower = stack.enter_context(fb.connect(broker.path))
         evil = [stack.enter_context(WireClient(broker.path)) for _ in range(3)]
         there = descriptors_of(broker.pid)
-        broker.process.signal(signal.SIGSTOP)
+        broker.freeze()
         plain = os.dup(0)
         for client, n in zip(evil, (250, 250, limit - there - 503), strict=True):
             slow = lingering(stack, 1)
             client.say([2, wire.MERGE, [None] * n, "", False], [slow, *[plain] * (n - 1)])
             os.close(slow)
         os.close(plain)
-        broker.process.signal(signal.SIGCONT)
+        broker.thaw()
         while descriptors_of(broker.pid) < limit - 10:
             pass
         refused = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import socket
 import threading
 
@@ -415,7 +414,7 @@ def test_a_broker_that_does_not_answer_holds_up_only_who_asks_it(start_broker: S
     made: list[k.sync_file | None] = []
     asker = threading.Thread(target=lambda: made.append(k.sync_file_create(asked)))
     called: list[int] = []
-    os.killpg(broker.pid, signal.SIGSTOP)
+    broker.freeze()
     try:
         asker.start()
         assert k.dma_fence_add_callback(inside, k.dma_fence_cb(), lambda fence, _: called.append(fence.seqno)) == 0
@@ -428,7 +427,7 @@ def test_a_broker_that_does_not_answer_holds_up_only_who_asks_it(start_broker: S
         k.fd_install(fd, ready.file)
         assert made == []
     finally:
-        os.killpg(broker.pid, signal.SIGCONT)
+        broker.thaw()
     asker.join(LIMIT)
     assert k.dma_fence_wait_timeout(received, True, 10 * k.HZ) > 0
     assert made[0] is not None

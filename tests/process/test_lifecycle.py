@@ -291,11 +291,11 @@ def test_a_live_broker_is_not_disturbed(broker: BrokerProcess, spawn: Spawn) -> 
 
 def test_a_stopped_broker_is_live_too(broker: BrokerProcess, spawn: Spawn) -> None:
     """Live is who holds the path, not who answers at the moment."""
-    broker.process.signal(signal.SIGSTOP)
+    broker.freeze()
     try:
         assert "in use by a live broker" in refuse(spawn([*DAEMON, "--listen", broker.path]), 1)
     finally:
-        broker.process.signal(signal.SIGCONT)
+        broker.thaw()
     fb.connect(broker.path).close()
 
 

@@ -154,7 +154,7 @@ def test_concurrent_inc_and_fail_never_swallow_an_advance(spawn: Spawn, broker: 
         import fencebroker as fb
         with fb.connect() as broker, broker.create_timeline() as timeline, timeline.export(1000) as fence:
             signaller = timeline._signaller
-            os.kill(broker._connection.pid, signal.SIGSTOP)
+            os.killpg(os.getpgid(broker._connection.pid), signal.SIGSTOP)  # keeper and all
             sent = 0
             try:
                 while True:
@@ -163,7 +163,7 @@ def test_concurrent_inc_and_fail_never_swallow_an_advance(spawn: Spawn, broker: 
             except BlockingIOError:
                 pass
             assert not signaller.advance_nowait(1000)  # no room: wanted, and not sent
-            os.kill(broker._connection.pid, signal.SIGCONT)
+            os.killpg(os.getpgid(broker._connection.pid), signal.SIGCONT)
             broker._status()
             timeline.inc(1)
             assert timeline.value == sent + 1, (timeline.value, sent)
@@ -185,7 +185,7 @@ def test_a_slow_broker_makes_advance_wait_not_fail(spawn: Spawn, broker: BrokerP
         import os, signal, threading
         import fencebroker as fb
         with fb.connect() as broker, broker.create_timeline() as timeline, timeline.export(5000) as fence:
-            os.kill(broker._connection.pid, signal.SIGSTOP)
+            os.killpg(os.getpgid(broker._connection.pid), signal.SIGSTOP)  # keeper and all
             def produce():
                 for value in range(1, 5001):
                     timeline.advance(value)
@@ -194,7 +194,7 @@ def test_a_slow_broker_makes_advance_wait_not_fail(spawn: Spawn, broker: BrokerP
             while timeline.value < 200:
                 pass  # until some hundred are in the socket
             assert fence.status() == 0
-            os.kill(broker._connection.pid, signal.SIGCONT)
+            os.killpg(os.getpgid(broker._connection.pid), signal.SIGCONT)
             thread.join(10)
             fence.wait(10)
             print("signalled", timeline.value)
