@@ -106,13 +106,13 @@ class Journal:
         self._base = end - start
         self._map.madvise(mmap.MADV_REMOVE, PAGE_BYTES + old * _HALF_BYTES, _HALF_BYTES)
 
-    def records(self) -> Iterator[bytes]:
-        """Yield what counts, oldest first.  JournalError at a record that is not what was written."""
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """Yield what counts, oldest first, each with where it begins.  JournalError at a record that is not what was written."""
         at = self._start
         while at < self._end:
             n, checksum = _HEAD.unpack_from(self._map, at)
             payload = self._map[at + _HEAD.size : at + _HEAD.size + n]
             if at + _HEAD.size + n > self._end or zlib.crc32(payload) != checksum:
                 raise JournalError(f"the record at byte {at - self._start} of {len(self)} is damaged")
+            yield at - self._start, payload
             at += _HEAD.size + n
-            yield payload

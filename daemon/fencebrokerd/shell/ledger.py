@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from fencebroker import wire
 from fencebroker.fds import PEEK
 from fencebrokerd.core import effects as fx
-from fencebrokerd.keeper import HAND
+from fencebrokerd.keeper import HAND, PUBLISHED
 from fencebrokerd.shell import failpoints
 from fencebrokerd.shell import record as r
 from fencebrokerd.shell.journal import Journal
@@ -40,6 +40,7 @@ class Ledger:
         self.peek = 0 if journal is None else PEEK
         self._notes: list[r.Entry] = []
         self._hand: r.Packet | None = None
+        self._is_answered = False
         self._answer: r.Answer | None = None
         self._is_recorded = False
         #: An answer is encoded once, for the journal and for its session.
@@ -52,12 +53,13 @@ class Ledger:
         words = self._words
         words[HAND + 1], words[HAND + 2], words[HAND] = session, 0, _SESSION
 
-    def take(self, packet: r.Packet) -> None:
-        """Take a packet in hand."""
+    def take(self, packet: r.Packet, *, is_answered: bool = False) -> None:
+        """Take a packet in hand.  One that is answered is on record only together with its answer."""
         words = self._words
         words[HAND + 1], words[HAND + 2] = packet.id, packet.b if packet.is_timeline else packet.a
         words[HAND] = _TIMELINE if packet.is_timeline else _SESSION
         self._hand = packet
+        self._is_answered = is_answered
         self._answer = None
         self._is_recorded = False
 
@@ -92,7 +94,7 @@ class Ledger:
         if failpoints.IS_ARMED:
             failpoints.hit("append.before")
         packet = None
-        if hand is not None and (answer is not None or not self._is_recorded):
+        if hand is not None and (answer is not None or not (self._is_answered or self._is_recorded)):
             packet = hand
             self._answer, self._is_recorded = answer, True
         journal.append(r.encode(packet, changes, answer))
@@ -123,6 +125,12 @@ class Ledger:
         if self._journal is not None:
             self._notes = []
             self._journal.rewrite(snapshot())
+            self.tell()
+
+    def tell(self) -> None:
+        """Note that those who follow the events were told of all that is on record."""
+        if self._journal is not None:
+            self._words[PUBLISHED] = len(self._journal)
 
     def __len__(self) -> int:
         return 0 if self._journal is None else len(self._journal)

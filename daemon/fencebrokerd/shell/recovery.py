@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Container, Iterable
 from typing import Any, Final
 
 from fencebrokerd.config import Config
 from fencebrokerd.core import events as e
 from fencebrokerd.core import snapshot
-from fencebrokerd.core.state import State
+from fencebrokerd.core.state import State, nobody
+from fencebrokerd.core.trace import Line, render
 from fencebrokerd.shell import record as r
 from fencebrokerd.shell.journal import Journal
 
@@ -51,6 +53,8 @@ class Inheritance:
         self.owed: dict[int, tuple[r.Packet, r.Answer | None]] = {}
         #: The newest packet of any timeline's socket.
         self.timeline: r.Packet | None = None
+        #: Lines of events that those who follow them may not have been told of.
+        self.untold: list[Line] = []
         #: Fences that signalled in the newest records.
         self.signalled: list[int] = []
         self.faults: list[str] = []
@@ -83,7 +87,7 @@ class Inheritance:
         self.owed = {packet.id: (packet, answer) for packet, answer in found.owed}
         self.next_session = found.next_session
 
-    def take_record(self, found: r.Record, advance: Callable[[], None]) -> None:
+    def take_record(self, found: r.Record, advance: Callable[[], None], *, is_told: bool) -> None:
         """Fold one turn in.  A change that does not fit what is there costs the object that it speaks of, never the rest."""
         state = self.state
         assert state is not None
@@ -92,6 +96,8 @@ class Inheritance:
                 if type(change) in _ENTRIES:
                     self._entry(change)
                 else:
+                    if state.subscribers and not is_told:
+                        self.untold += render(state, change, 0, nobody())
                     state.apply(change)
                     self._follow(change)
             except Exception as err:  # noqa: BLE001 - whatever it is, every other object must survive it
@@ -159,17 +165,20 @@ _ENTRIES: Final[frozenset[type[Any]]] = frozenset(
 )
 
 
-def inherit(journal: Journal, own_uid: int, advance: Callable[[], None]) -> Inheritance | None:
-    """Read the journal; None when there is nothing in it yet.  ``advance`` is called now and then: it goes on, however long it takes."""
+def inherit(journal: Journal, own_uid: int, told: int, advance: Callable[[], None]) -> Inheritance | None:
+    """Read the journal; None when there is nothing in it yet.  ``advance`` is called now and then: it goes on, however long it takes.
+
+    Up to the byte ``told`` those who follow the events were told of them.
+    """
     found = Inheritance()
-    newest: list[r.Record] = []
-    for payload in journal.records():
+    newest: deque[r.Record] = deque(maxlen=NEWEST)
+    for at, payload in journal.records():
         read = r.decode(payload)
         if isinstance(read, r.Snapshot):
             found.take_snapshot(read, own_uid)
             continue
-        found.take_record(read, advance)
-        newest = [*newest[1 - NEWEST :], read]
+        found.take_record(read, advance, is_told=at < told)
+        newest.append(read)
     if found.state is None:
         return None
     found.signalled = [change.fence for one in newest for change in one.changes if isinstance(change, e.FenceSignalled)]

@@ -215,6 +215,9 @@ class Server:
                 peer.conversation.move(Move.HELLO)
                 peer.conversation.move(Move.ACCEPT)
                 peer.credentials.comm = known.comm
+                peer.lost = (
+                    sum(1 for line in found.untold if known.uid in (0, state.own_uid, line.uid)) if session in state.subscribers else 0
+                )
         for fd in adopted:
             self._add_peer(socket.socket(fileno=fd))
         now = time.monotonic_ns()
@@ -544,13 +547,14 @@ class Server:
     def _receive(self, peer: Peer, packet: bytes, fds: list[OwnedFd]) -> None:
         self._ledger.look_at(peer.session)
         try:
-            message, _ = wire.decode_request(packet, len(fds))
+            message, spec = wire.decode_request(packet, len(fds))
             peer.conversation.move(Move.HELLO if message[1] == wire.HELLO else Move.REQUEST)
         except (wire.Malformed, Violation) as err:
             self._end_peer(peer, "malformed", escape(str(err)))
             self._reap(fds)
             return
-        self._ledger.take(r.Packet(False, peer.session, message[0], 0))
+        is_answered = spec is None or spec.answered
+        self._ledger.take(r.Packet(False, peer.session, message[0], 0), is_answered=is_answered)
         if failpoints.BUG == "consume-before-append":
             self._consume(peer)
         if message[1] == wire.HELLO:
@@ -793,6 +797,7 @@ class Server:
             self._carry_out(self._core.tidy(time.monotonic_ns()))
         if self._core.is_traced:
             self._publish()
+            self._ledger.tell()
 
     def _blunder(self, effects: Effects) -> Effects:
         """Make the mistake that a test asked for; returns what is left to do."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fencebrokerd import __version__
 from fencebrokerd.config import Config, ConfigError
 from fencebrokerd.core.broker import Broker
-from fencebrokerd.keeper import ACCEPTING, TURN, Keeper
+from fencebrokerd.keeper import ACCEPTING, PUBLISHED, TURN, Keeper
 from fencebrokerd.shell import failpoints
 from fencebrokerd.shell.journal import Journal
 from fencebrokerd.shell.listener import Listener
@@ -38,7 +38,7 @@ def take_over(keeper: Keeper, read: Callable[[], Config]) -> tuple[Server, Liste
         words[TURN] += 2  # still at it
 
     journal = Journal(page)
-    found = inherit(journal, os.getuid(), advance)
+    found = inherit(journal, os.getuid(), words[PUBLISHED], advance)
     if found is None or found.state is None:
         return None
     is_reload = page.reason == RELOAD
