@@ -50,6 +50,7 @@ REAPER: Final = 17  #: the pid of the reaper that goes on
 STARTED: Final = 18  #: when the first broker began (CLOCK_MONOTONIC, ns)
 RELOADS: Final = 19
 PUBLISHED: Final = 20  #: how far into the journal events were told to those who follow them
+BASE: Final = 21  #: how long the journal was when it was last written anew
 _REASON: Final = 1024  # text: why the last broker ended
 _VERSION: Final = 1536  # text: the version that the keeper was started with
 

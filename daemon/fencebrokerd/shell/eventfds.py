@@ -15,11 +15,12 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from fencebroker.fds import OK_WORD, SignalResult, is_signalled, new_fence_eventfd, status_word, write_status
 from fencebrokerd.shell.identity import Identity
+from fencebrokerd.shell.record import EventfdsMade
 
 __all__ = ["Eventfds"]
 
@@ -181,9 +182,18 @@ class Eventfds:
         written = {fds[fd] for fd, _ in poll.poll(0)}
         return set(fds.values()) - written
 
-    def entries(self) -> dict[int, int]:
-        """Which descriptor each handle's copy is."""
-        return self._fds
+    def entries(self) -> Iterator[EventfdsMade]:
+        """Say which descriptor each handle's copy is, those of handles in a row together."""
+        run: list[int] = []
+        first = 0
+        for handle, fd in self._fds.items():
+            if handle != first + len(run):
+                if run:
+                    yield EventfdsMade(first, tuple(run))
+                first, run = handle, []
+            run.append(fd)
+        if run:
+            yield EventfdsMade(first, tuple(run))
 
     def close_all(self) -> None:
         """Close every copy."""

@@ -17,13 +17,13 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
-from fencebrokerd.keeper import HALF, JOURNAL_BYTES, LENGTH, PAGE_BYTES, Page
+from fencebrokerd.keeper import BASE, HALF, JOURNAL_BYTES, LENGTH, PAGE_BYTES, Page
 from fencebrokerd.shell import failpoints
 
 __all__ = ["Journal", "JournalError"]
 
 #: It is written anew when it is so many times as long as it was when it was last; but not below the least.
-GROWTH: Final = 4
+GROWTH: Final = 3
 LEAST: Final = 1024 * 1024
 #: Memory is taken in steps: where there is none left, the step says so, and a store would be a SIGBUS.
 STEP: Final = 256 * 1024
@@ -44,7 +44,6 @@ class Journal:
         self._words = page.words
         self._map = page.map
         self._take(page.words[HALF])
-        self._base = 0
 
     def _take(self, half: int) -> None:
         self._half = half
@@ -58,7 +57,7 @@ class Journal:
     @property
     def is_long(self) -> bool:
         """Whether it should be written anew."""
-        return self._end - self._start > max(LEAST, GROWTH * self._base)
+        return self._end - self._start > max(LEAST, GROWTH * self._words[BASE])
 
     def append(self, payload: bytes) -> None:
         """Add a record, which counts when this returns.  OSError when the machine has no memory for it."""
@@ -103,7 +102,7 @@ class Journal:
             failpoints.hit("compact.after")
         self._take(half)
         self._room = room
-        self._base = end - start
+        self._words[BASE] = end - start
         self._map.madvise(mmap.MADV_REMOVE, PAGE_BYTES + old * _HALF_BYTES, _HALF_BYTES)
 
     def records(self) -> Iterator[tuple[int, bytes]]:

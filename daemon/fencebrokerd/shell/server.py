@@ -145,7 +145,8 @@ class Server:
         """
         self._signals.watch()
         self._epoll.register(self._signals.fileno(), select.EPOLLIN)
-        self._write_anew()
+        if not len(self._ledger):
+            self.write_anew()
         ready()
         words = self._words
         words[READY] = 1
@@ -193,7 +194,7 @@ class Server:
         self._pass_time()
         self._supervisor.say_status()
         if self._ledger.is_long:
-            self._write_anew()
+            self.write_anew()
 
     # -- for the next broker
 
@@ -314,7 +315,7 @@ class Server:
             )
             self._carry_out(self._core.break_timeline(id, time.monotonic_ns()))
 
-    def _write_anew(self) -> None:
+    def write_anew(self) -> None:
         """Begin the journal again with everything that holds now."""
         self._core.take_events()
         self._ledger.rewrite(self._snapshot)
@@ -322,7 +323,7 @@ class Server:
     def _snapshot(self) -> bytes:
         entries: list[r.Entry] = [config_entry(self._config), *self._listeners]
         entries += [r.PeerAccepted(session, peer.sock.fileno()) for session, peer in self._peers.items()]
-        entries += [r.EventfdsMade(handle, (fd,)) for handle, fd in self._eventfds.entries().items()]
+        entries += self._eventfds.entries()
         entries += [r.SocketMade(*entry) for entry in self._sockets.entries()]
         entries += [r.CreatorWatched(session, fd) for session, fd in self._creators.entries().items()]
         owed = [peer.owed for peer in self._peers.values() if peer.owed is not None]
@@ -331,7 +332,7 @@ class Server:
     def _step_aside(self) -> None:
         """Make way for the next broker, which finds everything in the journal."""
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        self._write_anew()
+        self.write_anew()
 
     def _describe(self) -> str:
         """One line for people who look at the service."""

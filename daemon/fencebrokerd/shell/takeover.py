@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import socket
 import time
@@ -37,6 +38,7 @@ def take_over(keeper: Keeper, read: Callable[[], Config]) -> tuple[Server, Liste
     def advance() -> None:
         words[TURN] += 2  # still at it
 
+    gc.disable()  # all that is built here stays
     journal = Journal(page)
     found = inherit(journal, os.getuid(), words[PUBLISHED], advance)
     if found is None or found.state is None:
@@ -65,7 +67,12 @@ def take_over(keeper: Keeper, read: Callable[[], Config]) -> tuple[Server, Liste
         text = f"version {__version__} goes on from version {found.version}"
         log.write("notice" if is_reload else "warning", text if is_reload else f"{text}, which is not installed any more")
 
+    if is_reload:
+        server.write_anew()
+
     def ready() -> None:
+        gc.freeze()
+        gc.enable()
         took = (time.monotonic_ns() - began) / 1e6
         what = "reloaded" if is_reload else f"recovered, for {page.reason}"
         state = found.state
