@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import select
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -65,6 +67,7 @@ def show(watch: Watch, is_coloured: bool, count: int | None) -> None:
             n_looks = 0
             for due in ticks(watch.every):
                 while not view.is_over:
+                    console.size = _size()
                     shown = screen(view, watch.lines(), watch.title, watch.trouble, *console.size)
                     live.update(shown, refresh=True)
                     ready = dict(poll.poll(max(0.0, (due - time.monotonic()) * 1000)))
@@ -82,6 +85,12 @@ def show(watch: Watch, is_coloured: bool, count: int | None) -> None:
                     n_looks += 1
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _size() -> ConsoleDimensions:
+    """The terminal as it is now.  COLUMNS and LINES may make the screen smaller, and no larger: what is written below the end scrolls it."""
+    wanted, real = shutil.get_terminal_size(), os.get_terminal_size(sys.stdout.fileno())
+    return ConsoleDimensions(min(wanted.columns, real.columns), min(wanted.lines, real.lines))
 
 
 def _terminated(number: int, frame: object) -> NoReturn:

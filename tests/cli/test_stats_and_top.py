@@ -167,7 +167,8 @@ class Tmux:
             shown = self.screen(*options)
             if re.search(pattern, shown, re.MULTILINE):
                 return shown
-            assert time.monotonic() < deadline, f"no {pattern!r} on the screen:\n{shown}"
+            state = self._run("display-message", "-p", "#{pane_width}x#{pane_height}, dead: #{pane_dead}, alternate: #{alternate_on}")
+            assert time.monotonic() < deadline, f"no {pattern!r} on the screen ({state}):\n{shown}"
 
     def pid(self) -> int:
         """The program's pid: the child of the shell in the pane."""
