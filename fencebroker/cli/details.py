@@ -91,7 +91,7 @@ def _timeline(broker: Broker, row: TimelineRow, snapshot: Snapshot) -> tuple[dic
     now = snapshot.now
     active = [fence for fence in snapshot.fences.values() if fence.context == row.context and fence.kind == "point" and not fence.status]
     active.sort(key=lambda fence: fence.seqno)
-    holders = snapshot.scan.holding(row.inodes)
+    holders = snapshot.holding(row)
     past = history(broker, row.context)
     pairs: Pairs = [
         ("name", names.timeline(row)),

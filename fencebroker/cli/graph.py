@@ -220,11 +220,12 @@ def _circles(graph: Graph) -> Iterator[tuple[Key, ...]]:
                 if work:
                     low[work[-1][0]] = min(low[work[-1][0]], low[key])
                 if low[key] == numbers[key]:
-                    part = stack[stack.index(key) :]
-                    del stack[stack.index(key) :]
+                    part = [stack.pop()]
+                    while part[-1] != key:
+                        part.append(stack.pop())
                     on_stack.difference_update(part)
                     if len(part) > 1:
-                        yield tuple(part)
+                        yield tuple(reversed(part))
 
 
 def _judged(graph: Graph, part: tuple[Key, ...]) -> Deadlock:

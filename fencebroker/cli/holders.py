@@ -85,7 +85,7 @@ def _owners(snapshot: Snapshot, found: Holder | Row) -> Iterator[Owned]:
             rows = [snapshot.timelines.get(context) for context in sorted({fence.context for fence in _leaves(snapshot, found)})]
             timelines, among = [row for row in rows if row is not None], set(snapshot.scan.holders)
     for timeline in timelines:
-        for holder in snapshot.scan.holding(timeline.inodes):
+        for holder in snapshot.holding(timeline):
             if holder.pid in among:
                 yield Owned(holder, timeline)
 

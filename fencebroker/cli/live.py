@@ -1,4 +1,4 @@
-"""A screen that changes: keys without Enter, a clock, the broker's events; and a broker that goes away and comes back."""
+"""What a screen is driven by: keys without Enter, and the terminal's size."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import tty
 from collections.abc import Iterator
 from typing import Final, Self
 
-from fencebroker import Broker, BrokerUnavailable, requests, wire
-from fencebroker.connection import Connection
-from fencebroker.fds import OwnedFd, close_all, recv_packet
+from fencebroker.fds import OwnedFd
 
-__all__ = ["Feed", "Keys", "Resized"]
+__all__ = ["Keys", "Resized"]
 
 #: How a terminal says what was pressed, beside the characters themselves.
 _NAMES: Final = {b"\x1b": "escape", b"\r": "enter", b"\n": "enter", b"\x7f": "backspace", b"\x08": "backspace", b"\x03": "interrupt"}
@@ -83,37 +81,3 @@ class Resized:
         """Take note."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.fileno(), 4096)
-
-
-class Feed:
-    """The broker's events over a connection of its own, for whoever waits for other things too.  Use ``with``."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._connection = Connection(broker._connection.path)
-        try:
-            self._connection.call(requests.subscribe())
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._connection.close()
-
-    def fileno(self) -> int:
-        sock = self._connection._sock
-        assert sock is not None
-        return sock.fileno()
-
-    def take(self) -> int:
-        """Take one packet of events; returns how many they are, those that were lost included.  BrokerUnavailable when the broker goes."""
-        sock = self._connection._sock
-        assert sock is not None
-        packet, fds = recv_packet(sock)
-        close_all(fds)
-        if not packet:
-            raise BrokerUnavailable(f"the broker at {self._connection.path} went away")
-        _, lost, lines = wire.decode_answer(packet)
-        return int(lost) + len(lines)

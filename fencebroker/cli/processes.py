@@ -125,11 +125,6 @@ class Scan:
     n_seen: int = 0
     n_unseen: int = 0
 
-    def holding(self, inodes: Iterable[int]) -> list[Holder]:
-        """Return who holds a socket with one of these inodes."""
-        wanted = set(inodes)
-        return [holder for holder in self.holders.values() if not wanted.isdisjoint(holder.sockets.values())]
-
 
 def scan(inodes: Iterable[int], *, passing_over: Collection[int] = ()) -> Scan:
     """Look at every process: who holds eventfds, or a socket with one of these inodes.  Pids in ``passing_over`` are left out."""

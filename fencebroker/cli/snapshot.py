@@ -45,12 +45,14 @@ class Snapshot:
     #: What the broker calls its clients: a script's name tells more than its interpreter's.
     names: dict[int, str]
     _by_eventfd: dict[int, SyncFileRow] = field(init=False)
-    _owners: dict[int, list[ProcessInfo]] = field(init=False, default_factory=dict)
+    _by_inode: dict[int, list[Holder]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._by_eventfd = {row.eventfd_id: row for row in self.sync_files.values() if row.eventfd_id}
         for holder in self.scan.holders.values():
             holder.comm = self.names.get(holder.pid, holder.comm)
+            for inode in set(holder.sockets.values()):
+                self._by_inode.setdefault(inode, []).append(holder)
 
     @classmethod
     def take(cls, broker: Broker) -> Snapshot:
@@ -99,12 +101,13 @@ class Snapshot:
 
     def owners_of(self, timeline: TimelineRow) -> list[ProcessInfo]:
         """Return who holds a timeline's descriptor now; its creator where nobody can be seen to."""
-        found = self._owners.get(timeline.context)
-        if found is None:
-            found = self._owners[timeline.context] = [holder.who for holder in self.scan.holding(timeline.inodes)]
-            if not found and timeline.creator_alive:
-                found.append(timeline.owner)
-        return found
+        found = [holder.who for holder in self.holding(timeline)]
+        return found or ([timeline.owner] if timeline.creator_alive else [])
+
+    def holding(self, timeline: TimelineRow) -> list[Holder]:
+        """Return the processes that can be seen to hold a timeline's descriptor."""
+        found = {holder.pid: holder for inode in timeline.inodes for holder in self._by_inode.get(inode, ())}
+        return [found[pid] for pid in sorted(found)]
 
 
 def _timelines(broker: Broker) -> dict[int, TimelineRow]:

@@ -13,8 +13,8 @@ from fencebroker import Broker
 from fencebroker.cli import names, schema
 from fencebroker.cli.command import Invocation, Verb, asks_broker, parsed, wants_json
 from fencebroker.cli.completion import complete_targets
+from fencebroker.cli.events import Stream
 from fencebroker.cli.graph import Deadlock, FenceNode, Key, Nobody, ProcessNode, walk
-from fencebroker.cli.live import Feed
 from fencebroker.cli.processes import Holder
 from fencebroker.cli.render import Branch, Cell, Column, Table, branches, facts, span, state
 from fencebroker.cli.snapshot import Snapshot
@@ -84,9 +84,9 @@ def _watch(invocation: Invocation, broker: Broker, target: Target, dot: bool) ->
     """Answer again and again, woken by the broker's events.  Ends when the fence that was asked about has signalled."""
     output = invocation.output
     before = None
-    with Feed(broker) as feed, output.rewriting(enabled=not dot) as rewrite:
+    with Stream(broker._connection.path) as stream, output.rewriting(enabled=not dot) as rewrite:
         poll = select.poll()
-        poll.register(feed.fileno(), select.POLLIN)
+        poll.register(stream.fileno(), select.POLLIN)
         while True:
             answer = Answer.find(broker, target)
             if rewrite is not None:
@@ -101,8 +101,8 @@ def _watch(invocation: Invocation, broker: Broker, target: Target, dot: bool) ->
                 return
             time.sleep(PAUSE)
             poll.poll(REFRESH * 1000)
-            while poll.poll(0):
-                feed.take()
+            for _ in stream.read():  # what happened is seen by looking again
+                pass
 
 
 class Answer:
