@@ -49,7 +49,7 @@ types: .venv/.stamp-lint ## Check the types.
 	@$(BIN)/mypy
 
 bench: .venv/.stamp-bench ## Measure latency and rates side by side with the alternatives.
-	@$(RUN) -m benchmarks $(BENCHARGS)
+	@$(RUN) -m benchmarks --docs docs/performance.md --json build/benchmarks.json $(BENCHARGS)
 
 wheel: .venv/.stamp-test ## Build sdist and wheel into dist/.
 	@$(RUN) -m build --no-isolation

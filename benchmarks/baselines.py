@@ -2,7 +2,6 @@
 
 raw eventfd          the producer writes the descriptor that the waiter polls; nobody between them
 bare relay           a process between them: it reads a packet and writes an eventfd, and does nothing else
-multiprocessing      ``multiprocessing.Event``: semaphores in shared memory; it has no descriptor to poll
 request and reply    one packet there and one back, between two processes
 """
 
@@ -13,23 +12,22 @@ from array import array
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from benchmarks.processes import SPAWN, TIMEOUT, BenchmarkError, Group, Samples, Sleepers, pair, serve
-from benchmarks.waiting import BATCH, READY, take_wakes, wait_for_wakes
+from benchmarks.processes import BenchmarkError, Group, Samples, Sleepers, pair, serve
+from benchmarks.waiting import BATCH, Signaller, take_wakes, wait_for_aio_wakes, wait_for_wakes
 from fencebroker.fds import recv_packet, send_packet
 
 if TYPE_CHECKING:
     import socket
     from multiprocessing.connection import Connection
-    from multiprocessing.synchronize import Event
 
-__all__ = ["start_event", "start_eventfd", "start_relay", "start_requests"]
+__all__ = ["start_aio_eventfd", "start_eventfd", "start_relay", "start_requests"]
 
 #: The size of a small export request, so that both sides copy what a broker's packets copy.
 REQUEST = bytes(24)
 REPLY = bytes(8)
 
 
-class _Eventfds:
+class _Eventfds(Signaller):
     """Signals by its own write."""
 
     def __init__(self) -> None:
@@ -40,9 +38,6 @@ class _Eventfds:
 
     def signal(self, index: int) -> None:
         os.eventfd_write(self._fds[index], 1)
-
-    def disarm(self) -> None:
-        pass
 
 
 class _Relayed(_Eventfds):
@@ -61,6 +56,13 @@ def start_eventfd(group: Group) -> None:
     """Start a producer and a waiter."""
     ours, theirs = pair()
     waiter = group.start(wait_for_wakes, sockets=[theirs])
+    group.start_producer(_produce_eventfd, [waiter], sockets=[ours])
+
+
+def start_aio_eventfd(group: Group) -> None:
+    """The same with a waiter in ``loop.add_reader``."""
+    ours, theirs = pair()
+    waiter = group.start(wait_for_aio_wakes, sockets=[theirs])
     group.start_producer(_produce_eventfd, [waiter], sockets=[ours])
 
 
@@ -88,44 +90,6 @@ def _relay(producer: socket.socket) -> None:
     fds = [fd.detach() for fd in owned]  # for as long as the process lives
     while packet := producer.recv(8):
         os.eventfd_write(fds[int.from_bytes(packet, "little")], 1)
-
-
-def start_event(group: Group) -> None:
-    """Start a producer and a waiter that share a ``multiprocessing.Event``."""
-    ours, theirs = pair()
-    event = SPAWN.Event()
-    group.kept.append(event)
-    waiter = group.start(_wait_for_event, event, sockets=[theirs])
-    group.start_producer(_produce_event, event, [waiter], sockets=[ours])
-
-
-def _produce_event(driver: Connection, event: Event, pids: list[int], waiter: socket.socket) -> None:
-    sleepers = Sleepers(pids)
-
-    def take(n: int) -> Samples:
-        samples: Samples = array("Q")
-        waiter.send(n.to_bytes(8, "little"))
-        for _ in range(n):
-            if waiter.recv(8) != READY:
-                raise BenchmarkError("the waiter died (its traceback is above)")
-            sleepers.wait()
-            signalled = monotonic_ns()
-            event.set()
-            samples.append(int.from_bytes(waiter.recv(8), "little") - signalled)
-        return samples
-
-    serve(driver, take)
-
-
-def _wait_for_event(event: Event, producer: socket.socket) -> None:
-    while packet := producer.recv(8):
-        for _ in range(int.from_bytes(packet, "little")):
-            producer.send(READY)
-            if not event.wait(TIMEOUT):
-                raise BenchmarkError(f"the event was not set within {TIMEOUT:.0f} s")
-            woken = monotonic_ns()
-            event.clear()
-            producer.send(woken.to_bytes(8, "little"))
 
 
 def start_requests(group: Group) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import select
 import signal
@@ -15,17 +17,31 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 import fencebroker as fb
-from benchmarks.processes import TIMEOUT, BenchmarkError, Group, Samples, Sleepers, pair, serve
-from benchmarks.waiting import BATCH, take_wakes, wait_for_wakes
+from benchmarks.processes import TIMEOUT, BenchmarkError, Group, Samples, Sleepers, family, pair, serve
+from benchmarks.waiting import BATCH, Signaller, take_wakes, wait_for_aio_fences, wait_for_wakes
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
 
     from fencebroker import SyncFile, Timeline
 
-__all__ = ["Broker", "running_broker", "start_broker_batches", "start_broker_operations", "start_broker_wakes", "take_operations"]
+__all__ = [
+    "Broker",
+    "running_broker",
+    "start_aio_broker_wakes",
+    "start_aio_ring_wakes",
+    "start_broker_batches",
+    "start_broker_operations",
+    "start_broker_wakes",
+    "start_imported_wakes",
+    "start_imports",
+    "start_merged_wakes",
+    "start_ring_wakes",
+    "take_operations",
+    "why_no_ring",
+]
 
 
 class Broker:
@@ -73,11 +89,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(TIMEOUT)
 
 
-class _Fences:
+class _Fences(Signaller):
     """Signals by the library's ``advance``."""
 
-    def __init__(self, timeline: Timeline) -> None:
-        self._timeline = timeline
+    def __init__(self, broker: fb.Broker) -> None:
+        self._broker = broker
+        self._timeline = broker.create_timeline()
         self._seqno = 0
         self._armed: list[SyncFile] = []
 
@@ -92,6 +109,48 @@ class _Fences:
     def disarm(self) -> None:
         for fence in self._armed:
             fence.close()
+
+
+class _Shared(_Fences):
+    """The timeline has another holder, so the broker signals."""
+
+    def __init__(self, broker: fb.Broker) -> None:
+        super().__init__(broker)
+        self._holder = self._timeline.share()
+
+
+class _Imported(_Fences):
+    """What the waiter has is private: an eventfd that the producer does not have."""
+
+    def arm(self, n: int) -> list[int]:
+        super().arm(n)
+        exported = self._armed
+        self._armed = [self._broker.import_sync_file(fence) for fence in exported]
+        for fence in exported:
+            fence.close()
+        return [fence.fileno() for fence in self._armed]
+
+
+class _Merged(_Fences):
+    """What the waiter has is merged of a point of each of many timelines; all but the last have signalled."""
+
+    def __init__(self, broker: fb.Broker, members: int) -> None:
+        super().__init__(broker)
+        self._others = [broker.create_timeline() for _ in range(members - 1)]
+        self.batch = min(BATCH, max(4, 1000 // members))
+
+    def arm(self, n: int) -> list[int]:
+        seqnos = range(self._seqno + 1, self._seqno + 1 + n)
+        exported = [timeline.export_many(seqnos) for timeline in (*self._others, self._timeline)]
+        self._armed = [self._broker.merge(members) for members in zip(*exported, strict=True)]
+        for fences in exported:
+            for fence in fences:
+                fence.close()
+        return [fence.fileno() for fence in self._armed]
+
+    def prepare(self, index: int) -> None:  # noqa: ARG002 - in order
+        for timeline in self._others:
+            timeline.advance(self._seqno + 1)
 
 
 def take_operations(timeline: Timeline, first: int, n: int, batch: int) -> Samples:
@@ -115,16 +174,52 @@ def take_operations(timeline: Timeline, first: int, n: int, batch: int) -> Sampl
 
 def _start_broker(group: Group) -> Broker:
     broker = group.at_end.enter_context(running_broker())
-    group.adopt(broker.pid)
+    for pid in family(broker.pid):
+        group.adopt(pid)
     return broker
 
 
-def start_broker_wakes(group: Group) -> None:
+def why_no_ring() -> str | None:
+    """What is missing for it."""
+    return None if importlib.util.find_spec("fencebroker.ring") else "this version has no signal ring"
+
+
+def _start_wakes(group: Group, make: Callable[[fb.Broker], Signaller], wait: Callable[[socket.socket], None] = wait_for_wakes) -> None:
     """Start a producer, fencebrokerd and a waiter."""
     ours, theirs = pair()
-    waiter = group.start(wait_for_wakes, sockets=[theirs])
+    waiter = group.start(wait, sockets=[theirs])
     broker = _start_broker(group)
-    group.start_producer(_produce_wakes, broker.path, [waiter, broker.pid], sockets=[ours])
+    group.start_producer(_produce_wakes, broker.path, make, [waiter, *family(broker.pid)], sockets=[ours])
+
+
+def start_broker_wakes(group: Group) -> None:
+    """Start one whose broker signals."""
+    _start_wakes(group, _Shared)
+
+
+def start_ring_wakes(group: Group) -> None:
+    """Start one whose producer is the timeline's exclusive owner."""
+    _start_wakes(group, _Fences)
+
+
+def start_imported_wakes(group: Group) -> None:
+    """Start one whose waiter has a private descriptor."""
+    _start_wakes(group, _Imported)
+
+
+def start_merged_wakes(members: int, group: Group) -> None:
+    """Start one whose waiter has a merged fence."""
+    _start_wakes(group, functools.partial(_Merged, members=members))
+
+
+def start_aio_broker_wakes(group: Group) -> None:
+    """Start one with a waiter in an event loop, whose broker signals."""
+    _start_wakes(group, _Shared, wait_for_aio_fences)
+
+
+def start_aio_ring_wakes(group: Group) -> None:
+    """Start one with a waiter in an event loop, whose producer is the timeline's exclusive owner."""
+    _start_wakes(group, _Fences, wait_for_aio_fences)
 
 
 def start_broker_operations(group: Group) -> None:
@@ -137,11 +232,31 @@ def start_broker_batches(group: Group) -> None:
     group.start_producer(_produce_operations, _start_broker(group).path, BATCH)
 
 
-def _produce_wakes(driver: Connection, path: Path, pids: list[int], waiter: socket.socket) -> None:
+def start_imports(group: Group) -> None:
+    """Start a client and fencebrokerd: import an active fence, and close the result."""
+    group.start_producer(_produce_imports, _start_broker(group).path)
+
+
+def _produce_imports(driver: Connection, path: Path) -> None:
+    with fb.connect(path, autostart=False) as broker, broker.create_timeline() as timeline, timeline.export() as fence:
+
+        def take(n: int) -> Samples:
+            samples: Samples = array("Q")
+            for _ in range(n):
+                started = monotonic_ns()
+                broker.import_sync_file(fence).close()
+                samples.append(monotonic_ns() - started)
+            return samples
+
+        serve(driver, take)
+
+
+def _produce_wakes(driver: Connection, path: Path, make: Callable[[fb.Broker], Signaller], pids: list[int], waiter: socket.socket) -> None:
     sleepers = Sleepers(pids)
-    with fb.connect(path, autostart=False) as broker, broker.create_timeline("benchmark") as timeline:
-        signaller = _Fences(timeline)
-        serve(driver, lambda n: take_wakes(n, signaller, waiter, sleepers))
+    broker = fb.connect(path, autostart=False)
+    signaller = make(broker)
+    serve(driver, lambda n: take_wakes(n, signaller, waiter, sleepers))
+    os._exit(0)  # whose timelines end with it
 
 
 def _produce_operations(driver: Connection, path: Path, batch: int) -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import click
 
+from benchmarks import sections
 from benchmarks.measure import FULL, QUICK, measure
+from benchmarks.plots import draw, why_no_plots
 from benchmarks.processes import BenchmarkError
 from benchmarks.profiling import WORKLOADS, profile
 from benchmarks.report import as_json, as_markdown, machine, replace_between_markers, verdicts
+from benchmarks.rest import IdleBroker
 from benchmarks.scale import SIZES, measure_scale
 from benchmarks.scale import as_markdown as scale_as_markdown
 from benchmarks.scan import measure_scan
@@ -33,7 +36,7 @@ BROKEN, MISSED = 1, 3
 @click.option(
     "--docs",
     type=click.Path(exists=True, dir_okay=False, writable=True, path_type=Path),
-    help="Also put the tables between the markers of this Markdown file (docs/performance.md).",
+    help="Also put the tables between the markers of this Markdown file (docs/performance.md), and the plots beside it.",
 )
 @click.option("--check", is_flag=True, help="Exit with 3 if a target is missed.")
 @click.option(
@@ -45,8 +48,9 @@ def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool,
     """Measure fencebroker beside what it stands on, all in one run.
 
     Signal to wake: from the call that signals until poll() returns in another process that was asleep. Rates: export + advance + close,
-    one at a time and in batches. The peers: raw eventfd, a bare Python relay, multiprocessing.Event, a bare request and reply, and a broker
-    that only parses and sends. A full run takes half a minute; nothing else should run on the machine meanwhile.
+    one at a time and in batches, and questions. Then one signal for many waiters, a pipeline, many clients, many fences, memory, start-up,
+    and what an idle broker does. The peers: raw eventfd, pipe, a bare Python relay, multiprocessing, ZeroMQ, Redis, and a broker that only
+    parses and sends; what is not installed is NOT RUN. A full run takes up to ten minutes; nothing else should run on the machine meanwhile.
     """
     if scale:
         click.echo(scale_as_markdown([measure_scale(size) for size in (SIZES[:2] if quick else SIZES)]))
@@ -60,21 +64,31 @@ def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool,
         if workload is not None:
             click.echo(profile(workload))
             return
-        settings = QUICK if quick else FULL
+        settings, size = (QUICK, sections.QUICK) if quick else (FULL, sections.FULL)
         facts = machine()  # before this run adds to the load
-        with click.progressbar(length=settings.rounds + 1, label="rounds", file=sys.stderr) as bar:
-            results = measure(settings, lambda: bar.update(1))
+        with IdleBroker() as idle:
+            with click.progressbar(length=settings.rounds + 1, label="rounds", file=sys.stderr) as bar:
+                results = measure(settings, lambda: bar.update(1))
+            others = sections.measure_sections(size, idle, lambda what: click.echo(f"measuring {what}", err=True))
     except BenchmarkError as err:
         click.echo(f"benchmarks: {err}", err=True)
         sys.exit(BROKEN)
-    tables = as_markdown(results, settings.rounds, facts)
+    pictures = {}
+    if docs is not None:
+        why = why_no_plots()
+        if why is None:
+            pictures = {key: path.name for key, path in draw(results, others, docs.parent).items()}
+        else:
+            click.echo(f"NOT RUN: the plots ({why})", err=True)
+    tables = as_markdown(results, settings.rounds, facts, others, pictures)
     click.echo(tables)
     if json_file is not None:
-        values = as_json(results, {"quick": quick, **asdict(settings)}, facts)
+        values = as_json(results, {"quick": quick, **asdict(settings), **asdict(size)}, facts, others)
+        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(values, indent=1) + "\n")
     if docs is not None:
         _fill(docs, tables)
-    if check and not all(ratio.met for ratio in verdicts(results)):
+    if check and not all(verdicts(results, others)):
         sys.exit(MISSED)
 
 

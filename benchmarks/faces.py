@@ -8,7 +8,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from benchmarks.broker import running_broker
-from benchmarks.processes import Group, Samples, serve
+from benchmarks.processes import Group, Samples, family, serve
 from fencebroker import libsync
 from fencebroker.finding import close_shared
 
@@ -55,7 +55,8 @@ WORKLOADS = {"info": take_infos, "merge": take_merges}
 
 def _start(group: Group, take: Callable[[int], Samples]) -> None:
     broker = group.at_end.enter_context(running_broker())
-    group.adopt(broker.pid)
+    for pid in family(broker.pid):
+        group.adopt(pid)
     group.start_producer(_produce, broker.path, take)
 
 

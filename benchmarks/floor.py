@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgpack
 
 from benchmarks.processes import BenchmarkError, Group, Samples, Sleepers, pair, serve
-from benchmarks.waiting import BATCH, take_wakes, wait_for_wakes
+from benchmarks.waiting import BATCH, Signaller, take_wakes, wait_for_wakes
 from fencebroker.fds import OK_WORD, OwnedFd, new_fence_eventfd, recv_packet, send_packet
 from fencebroker.wire import ADVANCE, EXPORT, encode
 
@@ -63,7 +63,7 @@ def _serve_floor(session: socket.socket, timeline: socket.socket) -> None:
                 send_packet(session, encode([message[0], 0, handles]), fds)
 
 
-class _Client:
+class _Client(Signaller):
     """The other end, as bare as the floor; also a `Signaller`."""
 
     def __init__(self, session: socket.socket, timeline: socket.socket) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["FULL", "QUICK", "Settings", "measure"]
 
 #: Samples thrown away after the processes were moved to other cores.
-SETTLE = 16
+SETTLE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,35 +32,39 @@ class Settings:
 
     def samples(self, peer: Peer) -> int:
         """Return how many samples one round takes of this peer."""
-        return self.wakes if peer.kind == "wake" else max(16, self.operations // peer.units)
+        n = self.wakes if peer.kind == "wake" else self.operations // peer.units
+        return max(8, int(n * peer.share))
 
 
-FULL = Settings(rounds=30, wakes=256, operations=1000)
-QUICK = Settings(rounds=3, wakes=32, operations=64)
+FULL = Settings(rounds=20, wakes=192, operations=800)
+QUICK = Settings(rounds=1, wakes=8, operations=64)
 
 
 def measure(settings: Settings, progress: Callable[[], None]) -> Results:
-    """Run all rounds; `progress` is called after each, the warm-up included."""
+    """Run all rounds; `progress` is called after each, the warm-up included.  Peers of which something is missing are left out."""
+    peers = [peer for peer in PEERS if peer.missing() is None]
+    present = {peer.key for peer in peers}
+    comparisons = [c for c in COMPARISONS if c.peer in present and (c.base is None or c.base in present)]
     cpus = sorted(os.sched_getaffinity(0))[:2]
     placements = PLACEMENTS if len(cpus) > 1 else [p for p in PLACEMENTS if p.producer == p.others]
-    samples: dict[str, dict[str, list[Samples]]] = {p.key: {peer.key: [] for peer in PEERS} for p in placements}
+    samples: dict[str, dict[str, list[Samples]]] = {p.key: {peer.key: [] for peer in peers} for p in placements}
     with ExitStack() as stack:
         groups: dict[str, Group] = {}
-        for peer in PEERS:
+        for peer in peers:
             groups[peer.key] = stack.enter_context(Group(peer.title))
             peer.start(groups[peer.key])
         for number in range(-1, settings.rounds):  # -1: the warm-up
             for placement in placements:
                 # Each round begins with another peer, so that none always follows the same one.
-                for peer in _rotated(PEERS, number):
+                for peer in _rotated(peers, number):
                     taken = _take(groups[peer.key], placement, cpus, settings.samples(peer))
                     if number >= 0:
                         samples[placement.key][peer.key].append(taken)
             progress()
     results = {}
     for placement in placements:
-        figures = {peer.key: figures_of(peer.kind, peer.units, samples[placement.key][peer.key]) for peer in PEERS}
-        results[placement.key] = figures, [ratio_of(figures, comparison) for comparison in COMPARISONS]
+        figures = {peer.key: figures_of(peer.kind, peer.units, samples[placement.key][peer.key]) for peer in peers}
+        results[placement.key] = figures, [ratio_of(figures, comparison) for comparison in comparisons]
     return results
 
 

@@ -11,6 +11,7 @@ in state S when the call that woke it returns, so a stale S cannot be read.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,7 @@ import time
 from array import array
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
     from types import TracebackType
 
-__all__ = ["SPAWN", "TIMEOUT", "BenchmarkError", "Group", "Samples", "Sleepers", "pair", "serve"]
+__all__ = ["SPAWN", "TIMEOUT", "BenchmarkError", "Group", "Samples", "Sleepers", "family", "pair", "serve"]
 
 #: Seconds after which a wait that should take microseconds is a failure, not noise.
 TIMEOUT = 20.0
@@ -49,6 +51,16 @@ def pair() -> tuple[socket.socket, socket.socket]:
     peers must stay bare. A process that hangs is found by its neighbours' timeouts and by `Group.take`.
     """
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and its children: a broker may be more than one."""
+    children = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if int(path.read_bytes().rpartition(b") ")[2].split()[1]) == pid:
+                children.append(int(path.parent.name))
+    return [pid, *children]
 
 
 class Sleepers:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.figures import Comparison, Figures, Ratio, Spread
 from benchmarks.peers import JUDGED, PEERS, PLACEMENTS, Peer
+
+if TYPE_CHECKING:
+    from benchmarks.sections import Section
 
 __all__ = ["Results", "as_json", "as_markdown", "machine", "replace_between_markers", "verdicts"]
 
@@ -34,33 +37,60 @@ def machine() -> dict[str, Any]:
     }
 
 
-def verdicts(results: Results) -> list[Ratio]:
-    """Return the ratios that have a target, from the placement that the targets are for."""
-    return [ratio for ratio in results[JUDGED][1] if ratio.met is not None] if JUDGED in results else []
+def verdicts(results: Results, sections: Sequence[Section] = ()) -> list[bool]:
+    """Say of each target whether it is met, from the placement that the targets are for."""
+    ratios = results[JUDGED][1] if JUDGED in results else []
+    return [ratio.met for ratio in ratios if ratio.met is not None] + [v.met for section in sections for v in section.verdicts]
 
 
-def as_markdown(results: Results, rounds: int, facts: Mapping[str, Any]) -> str:
-    """Write the tables; `facts` are `machine()`'s from before the run."""
+def as_markdown(
+    results: Results, rounds: int, facts: Mapping[str, Any], sections: Sequence[Section] = (), pictures: Mapping[str, str] | None = None
+) -> str:
+    """Write the tables; `facts` are `machine()`'s from before the run, `pictures` the file that goes with a section, by its key."""
+    pictures = pictures or {}
     head = (
         f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, {facts['python']}; load before the run {facts['load_1min']}; {rounds} rounds, all peers in every round. "
         "Times in microseconds. A ratio is the median over the rounds, with the smallest and the largest round behind it."
     )
     parts = [head]
+    if sections:
+        parts += ["### Targets", _targets(results, sections)]
     for placement in PLACEMENTS:
         if placement.key not in results:
             continue
         figures, ratios = results[placement.key]
         parts.append(f"### {placement.key.capitalize()}: {placement.title}")
         parts.append(_wakes(figures))
+        if placement.key == JUDGED and "wake" in pictures:
+            parts.append(f"![Signal to wake]({pictures['wake']})")
         parts.append(_operations(figures))
         parts.append(_ratios(ratios, judged=placement.key == JUDGED))
+    for section in sections:
+        parts += [f"### {section.title}", section.text, _table(section.head, section.rows)]
+        if section.key in pictures:
+            parts.append(f"![{section.title}]({pictures[section.key]})")
     parts.append("### What each of them cannot do")
     parts.append("\n".join(f"- {peer.title}: {peer.cannot}" for peer in PEERS if peer.cannot))
+    missing = [f"- NOT RUN: {peer.title}: {why}." for peer in PEERS if (why := peer.missing()) is not None]
+    if missing:
+        parts += ["### What was not run", "\n".join(missing)]
     return "\n\n".join(parts) + "\n"
 
 
+def _targets(results: Results, sections: Sequence[Section]) -> str:
+    rows: list[tuple[str, ...]] = []
+    for ratio in results[JUDGED][1] if JUDGED in results else []:
+        target = ratio.comparison.target
+        if target is not None:
+            rows.append(
+                (_subject(ratio.comparison), _spread(ratio.spread), f"{target.bound} {target.value:,}", "met" if ratio.met else "MISSED")
+            )
+    rows += [(v.what, v.value, v.target, "met" if v.met else "MISSED") for section in sections for v in section.verdicts]
+    return _table(("what", "figure", "target", ""), rows)
+
+
 def _peers(kind: str, figures: Mapping[str, Figures]) -> Iterable[tuple[Peer, Figures]]:
-    return ((peer, figures[peer.key]) for peer in PEERS if peer.kind == kind)
+    return ((peer, figures[peer.key]) for peer in PEERS if peer.kind == kind and peer.key in figures)
 
 
 def _wakes(figures: Mapping[str, Figures]) -> str:
@@ -124,19 +154,28 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join([line(head), rule, *map(line, rows)])
 
 
-def as_json(results: Results, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(results: Results, settings: Mapping[str, Any], facts: Mapping[str, Any], sections: Sequence[Section] = ()) -> dict[str, Any]:
     """Return everything as plain values; `format` changes when the meaning of a field does."""
     return {
-        "format": 1,
+        "format": 2,
         "machine": dict(facts),
         "settings": dict(settings),
         "placements": {
             key: {
-                "peers": {peer.key: _peer_json(peer, figures[peer.key]) for peer in PEERS},
+                "peers": {peer.key: _peer_json(peer, figures[peer.key]) for peer in PEERS if peer.key in figures},
                 "comparisons": [_ratio_json(ratio, judged=key == JUDGED) for ratio in ratios],
             }
             for key, (figures, ratios) in results.items()
         },
+        "sections": {
+            section.key: {
+                "title": section.title,
+                "data": section.data,
+                "targets": [{"what": v.what, "value": v.value, "target": v.target, "met": v.met} for v in section.verdicts],
+            }
+            for section in sections
+        },
+        "not_run": {peer.key: why for peer in PEERS if (why := peer.missing()) is not None},
     }
 
 
