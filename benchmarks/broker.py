@@ -54,14 +54,26 @@ class Broker:
 
 @contextmanager
 def running_broker(through: Sequence[str] = ()) -> Iterator[Broker]:
-    """Run a fencebrokerd of one's own until the block ends; `through` are Python's options before ``-m fencebrokerd``."""
+    """Run a fencebrokerd of one's own until the block ends; `through` are Python's options before ``-m fencebrokerd``, and then it is
+    a single process without a journal.
+    """
     with tempfile.TemporaryDirectory(prefix="fencebroker-bench-") as directory:
         path, log = Path(directory, "broker"), Path(directory, "log")
         ready, theirs = os.pipe()
         try:
             with log.open("wb") as errors:
                 process = subprocess.Popen(
-                    [sys.executable, *through, "-m", "fencebrokerd", "--listen", path, "--ready-fd", str(theirs)],
+                    [
+                        sys.executable,
+                        *through,
+                        "-m",
+                        "fencebrokerd",
+                        *(["--no-keeper"] if through else []),
+                        "--listen",
+                        path,
+                        "--ready-fd",
+                        str(theirs),
+                    ],
                     pass_fds=[theirs],
                     stdin=subprocess.DEVNULL,
                     stderr=errors,

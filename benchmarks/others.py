@@ -114,6 +114,9 @@ def _wait(event: Any) -> Callable[[], object]:
 
 # -- ZeroMQ
 
+#: Sockets that live as long as the process.
+_KEPT: list[Any] = []
+
 
 def why_no_zeromq() -> str | None:
     """What is missing for it."""
@@ -131,6 +134,7 @@ def _push(address: str) -> Callable[[], object]:
 
     sock: Any = zmq.Context.instance().socket(zmq.PUSH)
     sock.bind(address)
+    _KEPT.append(sock)
     return lambda: sock.send(b"1")
 
 
@@ -139,6 +143,7 @@ def _pull(address: str) -> Callable[[], object]:
 
     sock: Any = zmq.Context.instance().socket(zmq.PULL)
     sock.connect(address)
+    _KEPT.append(sock)
 
     def wait() -> None:
         sock.recv()
