@@ -50,8 +50,9 @@ class BrokerProcess:
         self._log = log
         #: Where it listens.
         self.path = path
-        #: Its process.
-        self.pid = process.pid
+        with self.connect() as broker:
+            #: The process that serves.  When it dies, its keeper has another one go on, and no fence is lost.
+            self.pid: int = broker._status()["pid"]
         #: What a client needs in its environment.
         self.env: Mapping[str, str] = {"FENCEBROKER_SOCKET": path}
 
@@ -61,13 +62,12 @@ class BrokerProcess:
 
     def log(self) -> str:
         """What it said so far."""
-        size = os.fstat(self._log.fileno()).st_size
-        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
+        return _read(self._log)
 
     def stop(self) -> int:
         """End it in order: active fences complete with ECANCELED.  Returns its exit code; a second time too."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)  # a test may have stopped it
+            os.killpg(self._process.pid, signal.SIGCONT)  # a test may have stopped it
             self._process.terminate()
             try:
                 self._process.wait(STOP_SECONDS)
@@ -76,12 +76,32 @@ class BrokerProcess:
         return self._process.wait()
 
     def kill(self) -> None:
-        """End it with SIGKILL, to see what a program does then."""
-        self._process.kill()
+        """End it and its keeper with SIGKILL, to see what a program does when the broker is gone for good."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        _wait_gone(self.pid)
 
     def __repr__(self) -> str:
         return f"<fencebrokerd pid {self.pid} at {self.path}>"
+
+
+def _read(log: IO[bytes]) -> str:
+    return os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
+
+
+def _wait_gone(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError), OwnedFd(os.pidfd_open(pid)) as pidfd:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.poll(STOP_SECONDS * 1000)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """For what did not become a BrokerProcess."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @contextlib.contextmanager
@@ -107,15 +127,16 @@ def start_broker(*arguments: str) -> Iterator[BrokerProcess]:
             pass_fds=(ready_w.fileno(),),
             start_new_session=True,  # Ctrl-C ends the tests, and they end the broker
         )
-        broker = BrokerProcess(process, path, log)
-        stack.callback(broker.stop)
+        stack.callback(_end, process)
         ready_w.close()
         poller = select.poll()
         poller.register(ready_r, select.POLLIN)
         if not poller.poll(START_SECONDS * 1000) or os.read(ready_r.fileno(), 1) != b"\n":
-            broker.stop()
-            raise RuntimeError(f"fencebrokerd did not start: {broker.log().strip() or 'it did not say why'}")
+            _end(process)
+            raise RuntimeError(f"fencebrokerd did not start: {_read(log).strip() or 'it did not say why'}")
         ready_r.close()
+        broker = BrokerProcess(process, path, log)
+        stack.callback(broker.stop)
         yield broker
 
 

@@ -12,6 +12,7 @@ from click.shell_completion import shell_complete
 from fencebroker import BrokerUnavailable, FenceError, __version__
 from fencebroker.cli import (
     details,
+    doctor,
     handing,
     health,
     holders,
@@ -75,6 +76,7 @@ for verb in (
     stats.stats,
     top.top,
     health.status,
+    doctor.doctor,
     tracing.trace,
     tracing.record,
     waiting.wait,

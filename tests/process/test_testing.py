@@ -19,6 +19,8 @@ from tests.helpers import LIMIT, not_run
 
 ROOT: Final = pathlib.Path(__file__).parents[2]
 PAGE: Final = ROOT / "docs" / "testing.md"
+#: Each of these builds, installs, or runs a whole pytest, which starts brokers of its own.
+pytestmark = pytest.mark.timeout(200)
 CONFTEST: Final = 'pytest_plugins = ["fencebroker.testing"]\n'
 
 
@@ -30,7 +32,7 @@ def run_pytest(project: pathlib.Path, python: str = sys.executable, *arguments: 
         env={name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHONPATH"))},
         capture_output=True,
         text=True,
-        timeout=5 * LIMIT,
+        timeout=15 * LIMIT,
         check=False,
     )
     return done.returncode, done.stdout + done.stderr
@@ -67,11 +69,11 @@ def test_it_works_from_a_wheel_in_a_fresh_environment(project: pathlib.Path, tmp
         [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder, ROOT],
         [sys.executable, "-m", "venv", "--without-pip", folder / "venv"],
     ):
-        subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=5 * LIMIT)
+        subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=15 * LIMIT)
     python = folder / "venv" / "bin" / "python"
     (wheel,) = folder.glob("*.whl")
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run([str(word) for word in install], check=True, capture_output=True, timeout=5 * LIMIT)
+    subprocess.run([str(word) for word in install], check=True, capture_output=True, timeout=15 * LIMIT)
     # The libraries it needs are those of this environment; its editable install is not followed from a path.
     (site,) = (folder / "venv" / "lib").glob("python3*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -127,9 +129,14 @@ def test_the_broker_can_be_ended_in_every_way(project: pathlib.Path) -> None:
         "    fence_broker.kill()\n"
         "    with pytest.raises(fb.BrokerUnavailable): fb.connect()\n"
         "def test_stopped(fence_broker): os.kill(fence_broker.pid, signal.SIGSTOP)\n"
+        "def test_crash(fence_broker):\n"
+        "    with fb.connect() as broker, broker.create_timeline() as timeline, timeline.export(1) as fence:\n"
+        "        os.kill(fence_broker.pid, signal.SIGKILL)\n"
+        "        timeline.advance(1)\n"
+        "        fence.wait(10)\n"
     )
     code, output = run_pytest(project)
-    assert (code, "3 passed" in output) == (0, True), output
+    assert (code, "4 passed" in output) == (0, True), output
 
 
 def test_each_test_has_a_broker_of_its_own(project: pathlib.Path) -> None:
