@@ -65,7 +65,7 @@ def test_advance_suggests_a_timeline(fencectl: Fencectl, broker: BrokerProcess) 
     ("typed", "complaint"),
     [
         ("advanc", "No such verb 'advanc'; did you mean advance? (see fencectl --help)"),
-        ("quixotic", "No such verb 'quixotic' (see fencectl --help)"),
+        ("zzzz", "No such verb 'zzzz' (see fencectl --help)"),
     ],
 )
 def test_a_verb_is_suggested(fencectl: Fencectl, typed: str, complaint: str) -> None:

@@ -60,7 +60,19 @@ def hostile(broker: BrokerProcess, spawn: Spawn) -> Iterator[None]:
         yield
 
 
-VIEWS: Final = (("ls",), ("ls", "fences", "sessions"), ("info", "1"), ("info", "カメラ🎥é\u0301 \\x1b"), ("info", "1:1"), ("status",))
+SEEING: Final = (
+    ("why", "#1"), ("why", "#1", "--dot"), ("holders", "#1"), ("stuck", "--older", "0"), ("leaks", "--older", "0"), ("stats",),
+    ("top", "-n", "1", "--every", "100ms"),
+)  # fmt: skip
+VIEWS: Final = (
+    ("ls",),
+    ("ls", "fences", "sessions"),
+    ("info", "1"),
+    ("info", "カメラ🎥é\u0301 \\x1b"),
+    ("info", "1:1"),
+    ("status",),
+    *SEEING,
+)
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=" ".join)
@@ -68,6 +80,8 @@ def test_no_name_gets_through_to_a_pipe(fencectl: Fencectl, hostile: None, view:
     result = fencectl(*view)
     assert result.code == 0
     assert all(line.isprintable() for line in result.lines())
+    if "--dot" in view:
+        return
     value = fencectl(*view, "--json")
     assert re.fullmatch(r"[\n -~]*", value.out)
 
@@ -181,7 +195,18 @@ def test_json_is_the_same_on_a_terminal(terminal: Terminal, scene: Scene) -> Non
 
 
 @pytest.mark.parametrize("columns", [30, 60, 80, 200])
-@pytest.mark.parametrize("view", [("ls",), ("ls", "fences", "sessions"), ("info", "1"), ("info", "12345"), ("status",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "view",
+    [
+        ("ls",),
+        ("ls", "fences", "sessions"),
+        ("info", "1"),
+        ("info", "12345"),
+        ("status",),
+        *(view for view in SEEING if "--dot" not in view),
+    ],
+    ids=" ".join,
+)
 def test_no_line_is_wider_than_the_terminal(broker: BrokerProcess, terminal: Terminal, columns: int, view: tuple[str, ...]) -> None:
     with (
         fb.connect(broker.path) as connection,
