@@ -112,7 +112,9 @@ def write(path: Path, screen: str, title: str) -> None:
         console.print(Text.from_ansi(screen.rstrip()), soft_wrap=True)
         drawn = console.export_svg(title=title, unique_id=path.stem)
         # No fonts from elsewhere: whoever looks at the picture tells nobody, and each letter has its place anyway.
-        drawn = re.sub(r"\s*@font-face \{.*?\}\n", "", drawn, flags=re.DOTALL).replace("Fira Code", "ui-monospace, Menlo, Consolas, DejaVu Sans Mono")
+        drawn = re.sub(r"\s*@font-face \{.*?\}\n", "", drawn, flags=re.DOTALL).replace(
+            "Fira Code", "ui-monospace, Menlo, Consolas, DejaVu Sans Mono"
+        )
         path.write_text("\n".join(line.rstrip() for line in drawn.splitlines()) + "\n", "utf-8")
     print(f"{path}: written")
 

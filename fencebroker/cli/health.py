@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
@@ -14,21 +15,30 @@ from fencebroker.cli.render import facts, span
 __all__ = ["status"]
 
 #: What a person sees in lines of its own; whatever else the broker tells comes after them under the broker's word for it.
-ARRANGED: Final = frozenset({"pid", "version", "uptime_ns", "uid", "descriptors", "descriptor_limit", "descriptor_reserve"})
+ARRANGED: Final = frozenset(
+    {
+        "socket", "pid", "version", "uptime_ns", "uid", "descriptors", "descriptor_limit", "descriptor_reserve", "keeper_pid", "keeper_version",
+        "generation", "recoveries", "reloads", "last_reason", "journal_bytes", "open_descriptors", "known_descriptors",
+    }
+)  # fmt: skip
 
 EXAMPLE = """\
 $ fencectl status
-broker         pid 4187, fencebroker 0.1.0, user ada
-socket         /run/user/1000/fencebroker/broker.sock
-up for         12 min
-sessions       3
-timelines      1
-fences         4
-sync files     3
-active fences  3
-signalled      1
-counted        everybody's
-descriptors    11 in use, limit 19985, 64 of them kept for accepting and inspecting
+broker          pid 4187, fencebroker 0.1.0, user ada
+socket          /run/user/1000/fencebroker/broker.sock
+up for          12 min
+keeper          pid 4186, fencebroker 0.1.0
+generation      1, after 0 recoveries and 0 reloads
+journal         1489 bytes
+sessions        3
+timelines       1
+fences          4
+sync files      3
+active fences   3
+signalled       1
+counted         everybody's
+descriptors     11 in use, limit 19985, 64 of them kept for accepting and inspecting
+in the process  25 open, 25 accounted for
 """
 
 
@@ -58,11 +68,25 @@ def status(invocation: Invocation, timeout: float) -> None:
         ("broker", f"pid {found['pid']}, fencebroker {found['version']}, user {names.user(found['uid'])}"),
         ("socket", found["socket"]),
         ("up for", span(found["uptime_ns"])),
-        *((name.replace("_", " "), str(value)) for name, value in found.items() if name not in ARRANGED | {"socket"}),
+        *_kept(found),
+        *((name.replace("_", " "), str(value)) for name, value in found.items() if name not in ARRANGED),
         ("counted", "everybody's" if sees_all else "yours only"),
         ("descriptors", _descriptors(found)),
     ]
+    if "open_descriptors" in found:
+        pairs.append(("in the process", f"{found['open_descriptors']} open, {found['known_descriptors']} accounted for"))
     invocation.output.tables(facts("", pairs))
+
+
+def _kept(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Who starts the next broker, and how often that was needed."""
+    if "generation" not in found:
+        return
+    kept = found["keeper_pid"] is not None
+    yield "keeper", f"pid {found['keeper_pid']}, fencebroker {found['keeper_version']}" if kept else "none: if the broker dies, all is lost"
+    text = f"{found['generation']}, after {found['recoveries']} recoveries and {found['reloads']} reloads"
+    yield "generation", f"{text}; the last broker {found['last_reason']}" if found["last_reason"] else text
+    yield "journal", f"{found['journal_bytes']} bytes"
 
 
 def _descriptors(found: dict[str, Any]) -> str:
