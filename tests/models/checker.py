@@ -29,6 +29,8 @@ class Model(NamedTuple, Generic[S]):
     wrong: Callable[[S], str | None] = lambda _: None
     #: What is wrong with a state in which nothing more can happen: who still waits there waits for ever.
     wrong_at_rest: Callable[[S], str | None] = lambda _: None
+    #: Steps that may be taken and that nobody can count on, such as a death: where only these are left, a state is at rest.
+    faults: Callable[[S], Iterable[tuple[str, S]]] = lambda _: ()
 
 
 class Report(NamedTuple):
@@ -69,9 +71,9 @@ def explore(model: Model[S], limit: int = 2_000_000) -> Report:
     while frontier:
         following = []
         for state in frontier:
-            moves = 0
-            for label, after in model.steps(state):
-                moves += 1
+            steps = list(model.steps(state))
+            moves = [*steps, *model.faults(state)]
+            for label, after in moves:
                 labels.add(label)
                 if after in origin:
                     continue
@@ -79,8 +81,8 @@ def explore(model: Model[S], limit: int = 2_000_000) -> Report:
                 following.append(after)
                 if wrong := model.wrong(after):
                     return report(after, wrong)
-            n_steps += moves
-            if not moves:
+            n_steps += len(moves)
+            if not steps:
                 n_at_rest += 1
                 if wrong := model.wrong_at_rest(state):
                     return report(state, wrong)

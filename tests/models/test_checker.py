@@ -79,6 +79,15 @@ def test_a_circle_comes_to_an_end_and_never_to_rest() -> None:
     assert (report.states, report.steps, report.at_rest) == (5, 5, 0)
 
 
+def test_what_only_a_fault_would_mend_is_at_rest() -> None:
+    model = Model(["waits"], lambda s: [("wake", "done")] if s == "woken" else [], lambda _: None, lambda s: s if s == "waits" else None)
+    assert explore(model).wrong == "waits"
+    mended = model._replace(faults=lambda s: [("die", "woken")] if s == "waits" else [])
+    assert explore(mended).wrong == "waits"
+    report = explore(mended._replace(wrong_at_rest=lambda s: s if s == "done" else None))
+    assert (report.wrong, report.trace) == ("done", ("die", "wake"))
+
+
 def test_what_was_not_searched_to_its_end_shows_nothing() -> None:
     with pytest.raises(TooManyStates, match="more than 100 states after 100 steps"):
         explore(Model([0], lambda n: [("on", n + 1)]), limit=100)
