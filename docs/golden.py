@@ -149,7 +149,7 @@ class _Recorder:
     def _title(send: fx.Send) -> str:
         if send.message[1]:
             return f"refused: {errno.errorcode[send.message[1]]}"
-        n = len(send.handles) + (send.socket is not None)
+        n = len(send.handles) + (send.socket is not None) + (send.ring is not None)
         return "answer" + (f" + {n} descriptor{'s' if n > 1 else ''}" if n else "")
 
 
@@ -213,4 +213,8 @@ def conversation() -> Iterator[Packet]:
     r.ask(b, wire.CHMOD, "1000/camera0", 0o666)
     r.ask(a, wire.CHMOD, "camera0", 0o600)
     r.ask(a, wire.QUOTAS, 0)
+    # A timeline that only its creator signals.
+    r.ask(b, wire.CREATE_TIMELINE, None, "fencebroker", 0o600, None)
+    r.ask(b, wire.RING, 5, HOLDER + 1)
+    r.ask(b, wire.RING, 5, HOLDER + 1)
     yield from r.packets

@@ -11,13 +11,13 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from docs.golden import conversation
 from docs.reference import keys, options, own_quotas, policy, reasons
-from fencebroker import wire
+from fencebroker import ring, wire
 from fencebroker.errors import REFUSALS
 from fencebroker.fds import OK_WORD, status_word
 from fencebroker.model import Limits
@@ -128,11 +128,39 @@ def _golden() -> str:
     return "\n```\n" + "\n".join(packet.text for packet in conversation()) + "\n```\n\n"
 
 
+def _words_of(page: bytearray) -> Iterator[tuple[int, str]]:
+    """The words of a page that are not 0: where, and their bytes."""
+    for at in range(0, len(page), 8):
+        if any(page[at : at + 8]):
+            yield at, page[at : at + 8].hex(" ")
+
+
+def _ring() -> str:
+    """A producer's page after a few commits, and the broker's words after it has drained them."""
+    page = bytearray(ring.RING_BYTES)
+    writer, reader = ring.Writer(memoryview(page)), ring.Reader(memoryview(page))
+    moment = 3_600_000_000_000
+    writer.commit(ring.ADVANCE, 7, 0, moment)
+    writer.commit(ring.INC, 1, 0, moment + 1_000_000)
+    writer.commit(ring.FAIL, 9, errno.EIO, moment + 2_000_000)
+    writer.commit(ring.CLOSE, 0, 0, moment + 3_000_000)
+    words = dict(_words_of(page))
+    lines = ["head, after four entries", f"    {0:4}  {words[0]}"]
+    for i, what in enumerate(("advance 7", "inc 1", f"fail 9 with EIO ({errno.EIO})", "close")):
+        start = 256 + i * ring.ENTRY_BYTES
+        lines += [f"entry {i + 1}: {what}", *(f"    {at:4}  {words.get(at, ' '.join(['00'] * 8))}" for at in range(start, start + 32, 8))]
+    reader.take(reader.read(reader.head(), moment + 4_000_000))
+    reader.free()
+    lines += ["tail, when the broker has taken them", f"    {64:4}  {dict(_words_of(page))[64]}"]
+    return "\n```\n" + "\n".join(lines) + "\n```\n\n"
+
+
 WRITERS: Final[dict[str, Callable[[], str]]] = {
     "limits": _limits,
     "errors": _errors,
     "words": _words,
     "golden": _golden,
+    "ring": _ring,
     "keys": keys,
     "own quotas": own_quotas,
     "policy": policy,

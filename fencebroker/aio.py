@@ -27,7 +27,7 @@ from fencebroker.fds import NOWAIT, HasFileno, OwnedFd, Truncated, close_all, re
 from fencebroker.finding import find
 from fencebroker.model import ACTIVE, check_error, check_seqno, check_sync_file_name, check_timeline_name
 from fencebroker.sync_file import SyncFile, deadline_of, error_from_info
-from fencebroker.timeline import Signaller, check_bool, ended_if_refused
+from fencebroker.timeline import Signaller, can_use_ring, check_bool, ended_if_refused, no_ring_if_refused, tell_if_lost
 
 if TYPE_CHECKING:
     from fencebroker.model import Event, SyncFileInfo
@@ -344,7 +344,15 @@ class Broker:
             check_timeline_name(name)
         request = requests.create_timeline(name, "fencebroker", check_mode(mode), check_expiry(expiry))
         context, fd = await self._connection.call(request)
-        return Timeline(self._connection, context, name, Signaller(fd))
+        signaller = Signaller(fd)
+        try:
+            if can_use_ring():
+                with no_ring_if_refused():
+                    signaller.use_ring(await self._connection.call(requests.ring(context, signaller.holder)))
+        except BaseException:
+            signaller.close()
+            raise
+        return Timeline(self._connection, context, name, signaller)
 
     async def open_timeline(self, name: str) -> Timeline:
         """Return another producer's handle of a named timeline."""
@@ -481,6 +489,7 @@ class Timeline:
         check_seqno(seqno)
         while not self._signaller.advance_nowait(seqno):
             await self._room()
+        tell_if_lost(self._connection)
 
     async def inc(self, n: int = 1) -> None:
         """Raise the value by ``n``."""
@@ -500,7 +509,7 @@ class Timeline:
             except BlockingIOError:
                 await self._room()
             else:
-                return
+                return tell_if_lost(self._connection)
 
     async def _room(self) -> None:
         with self._signaller.dup() as own:
@@ -508,7 +517,7 @@ class Timeline:
 
     def share(self) -> socket.socket:
         """Return the timeline's descriptor, to be inherited or sent; the caller owns it."""
-        return self._signaller.dup()
+        return self._signaller.share()
 
     def close(self) -> None:
         """Close the descriptor; active fences fail with -ENOENT if no copy is left."""

@@ -15,7 +15,7 @@ from fencebroker.fds import HasFileno, Truncated, close_all, recv_packet
 from fencebroker.finding import find
 from fencebroker.model import Event, Point, SyncFileInfo, check_sync_file_name, check_timeline_name, parse_point
 from fencebroker.sync_file import SyncFile
-from fencebroker.timeline import Signaller, Timeline
+from fencebroker.timeline import Signaller, Timeline, can_use_ring, no_ring_if_refused
 
 __all__ = ["Broker", "connect"]
 
@@ -96,7 +96,16 @@ class Broker:
         """
         if name is not None:
             check_timeline_name(name)
-        return self._create(name, "fencebroker", check_mode(mode), check_expiry(expiry))
+        timeline = self._create(name, "fencebroker", check_mode(mode), check_expiry(expiry))
+        try:
+            if can_use_ring():
+                with no_ring_if_refused():
+                    signaller = timeline._signaller
+                    signaller.use_ring(self._connection.call(requests.ring(timeline.context, signaller.holder)))
+        except BaseException:
+            timeline.close()
+            raise
+        return timeline
 
     def _create(self, name: str | None, driver: str, mode: int, expiry_ns: int | None) -> Timeline:
         context, fd = self._connection.call(requests.create_timeline(name, driver, mode, expiry_ns))

@@ -24,6 +24,10 @@ REFUSALS: Final[dict[int, tuple[str, str]]] = {
     ),
     errno.EBADF: ("the handle or context is not one of this session", "use handles only on the connection that received them"),
     errno.EEXIST: ("a timeline of that name is in use; its holder's pid is in the answer", "choose another name, or end that process"),
+    errno.EBUSY: (
+        "a ring is for a timeline that only its creator signals, and one is enough",
+        "go on with packets on the timeline's socket",
+    ),
     errno.EACCES: ("the timeline is yours to wait on but not to signal", "ask its owner for a mode with 'w', or for its descriptor"),
     errno.EPERM: ("the broker does not serve this user", "an administrator can allow the user in the broker's configuration"),
     errno.EDQUOT: ("a quota is used up; quota, limit and usage are in the answer", "close what is no longer needed, or raise the quota"),
@@ -34,7 +38,7 @@ REFUSALS: Final[dict[int, tuple[str, str]]] = {
     errno.ENFILE: ("the machine's table of open files is full", "raise fs.file-max, or find the leak with lsof"),
     errno.ENOMEM: ("the kernel has no memory for another descriptor", "free memory"),
     errno.ETOOMANYREFS: ("too many descriptors are on their way to clients that do not read", "read answers before asking for more"),
-    errno.ENOSYS: ("the broker does not know this request", "update the broker: fencectl restart --user"),
+    errno.ENOSYS: ("the broker does not know this request, or its machine cannot do it", "update the broker: fencectl restart --user"),
     errno.EPROTONOSUPPORT: ("client and broker speak different versions", "restart the older of the two: fencectl restart --user"),
 }
 

@@ -15,6 +15,7 @@ Rules
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import functools
 import os
@@ -40,6 +41,7 @@ __all__ = [
     "peek_status",
     "recv_packet",
     "send_packet",
+    "signal_and_close",
     "status_word",
 ]
 
@@ -352,3 +354,19 @@ def write_status(fd: int, word: int) -> int:
             continue
         return SignalResult.WRITTEN
     return SignalResult.TAMPERED
+
+
+def signal_and_close(fd: int, word: int) -> bool:
+    """Signal a duplicate of one's own with a word of ``status_word``, and close it.  False: its count is neither that status nor an earlier one."""
+    try:
+        if word == OK_WORD or not is_signalled(fd):
+            os.eventfd_write(fd, word)
+            return True
+        return bool(peek_status(fd))
+    except BlockingIOError:
+        return bool(peek_status(fd))  # a status that was there first stands
+    except OSError:
+        return False  # closed behind our back
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(fd)

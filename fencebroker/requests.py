@@ -52,6 +52,11 @@ def show_timeline(fd: int) -> Request[tuple[int, int, str | None]]:
     return Request(wire.SHOW_TIMELINE, (), lambda _, results, __: (results[0], results[1], results[2]), [fd])
 
 
+def ring(context: int, holder: int) -> Request[OwnedFd]:
+    """-> the memory of the timeline's ring."""
+    return Request(wire.RING, (context, holder), lambda _, __, fds: fds[0])
+
+
 def export(context: int, seqnos: list[int] | None, name: str, private: bool, label: str, signaller: Signaller) -> Request[list[SyncFile]]:
     """-> a SyncFile for each seqno."""
 
@@ -62,6 +67,8 @@ def export(context: int, seqnos: list[int] | None, name: str, private: bool, lab
         for fd, seqno in zip(fds, numbers, strict=True):
             sync_file = sf.SyncFile(fd, name=name, point=f"{label}@{seqno}", connection=connection, handle=handle)
             sync_file._origin = signaller, seqno
+            if not private:
+                signaller.keep(handle, seqno, fd.fileno())
             made.append(sync_file)
             handle += 1
         return made

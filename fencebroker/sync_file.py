@@ -171,6 +171,8 @@ class SyncFile:
             # A point that this process has passed will be signalled before the broker reads anything that is sent now.
             passed = self._origin is not None and self._origin[0].value >= self._origin[1]
             at_once = not exposed and not passed and not is_signalled(self._fd.fileno())
+        if not exposed and self._origin is not None:
+            self._origin[0].forget(handle)
         connection.release(handle, exposed=exposed, at_once=at_once)
 
     @property

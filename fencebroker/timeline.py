@@ -3,6 +3,7 @@
 The timeline's descriptor is one end of a SOCK_SEQPACKET pair whose other end the broker keeps.  What is sent on it is one-way; when its
 last copy is closed, by ``close()`` or by death, the broker fails every active fence with -ENOENT.  So that a worker does not keep a dead
 producer's timeline alive by accident, the object is closed in a forked child; ``share()`` and pickling hand it out on purpose.
+Until then its creator is the only one who signals, and does so by itself where it can (``exclusive.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import weakref
 from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, Self
 
-from fencebroker import requests, wire
+from fencebroker import requests, ring, wire
 from fencebroker.errors import BrokerUnavailable
 from fencebroker.fds import NOWAIT, OwnedFd, send_packet
 from fencebroker.model import U64_MAX, check_error, check_seqno, check_sync_file_name
@@ -27,17 +28,18 @@ from fencebroker.model import U64_MAX, check_error, check_seqno, check_sync_file
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fencebroker.connection import Connection
+    from fencebroker.connection import Connection, Session
+    from fencebroker.exclusive import Exclusive
     from fencebroker.sync_file import SyncFile
 
-__all__ = ["Signaller", "Timeline", "check_bool", "ended_if_refused"]
+__all__ = ["Signaller", "Timeline", "can_use_ring", "check_bool", "ended_if_refused", "no_ring_if_refused", "tell_if_lost"]
 
 _ENDED = "the broker ended this timeline, or went away; its active fences were failed"
 _open: weakref.WeakSet[Signaller] = weakref.WeakSet()
 
 
 class Signaller:
-    """Owns a timeline's descriptor and sends on it.  Thread-safe.
+    """Owns a timeline's descriptor and signals through it: by the ring while nobody else can, else by packets.  Thread-safe.
 
     Every packet carries a random holder id and a counter, for several processes may send on one socket.
     """
@@ -45,8 +47,9 @@ class Signaller:
     def __init__(self, fd: OwnedFd, value: int = 0) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd.detach())
         self._lock = threading.RLock()
-        self._holder = secrets.randbits(64)
+        self.holder = secrets.randbits(64)
         self._counter = 0
+        self._own: Exclusive | None = None
         self._sent = value  # the value as far as this object knows: the timeline is at least there
         self._wanted = value
         _open.add(self)
@@ -66,7 +69,10 @@ class Signaller:
         """Raise the value.  While the broker is slow only the newest value is kept, and this waits for room."""
         self._wanted = max(self._wanted, value)
         with self._lock:
-            if self._wanted > self._sent:  # else another thread has sent it, or a later one
+            wanted = self._wanted
+            if wanted > self._sent and not self._by_ring(
+                ring.ADVANCE, wanted, 0, wanted
+            ):  # else another thread has sent it, or a later one
                 self._send_newest()
 
     def advance_nowait(self, value: int) -> bool:
@@ -74,7 +80,7 @@ class Signaller:
         self._wanted = max(self._wanted, value)
         with self._lock:
             wanted = self._wanted
-            if wanted <= self._sent:
+            if wanted <= self._sent or self._by_ring(ring.ADVANCE, wanted, 0, wanted):
                 return True
             try:
                 self._put(wire.ADVANCE, (wanted,), NOWAIT)
@@ -86,16 +92,19 @@ class Signaller:
     def inc(self, n: int, flags: int = 0) -> None:
         """Raise the value by ``n``."""
         with self._lock:
-            self._put(wire.INC, (n,), flags)
-            self._passed(min(self._sent + n, U64_MAX))
+            value = min(self._sent + n, U64_MAX)
+            if not self._by_ring(ring.INC, n, 0, value):
+                self._put(wire.INC, (n,), flags)
+                self._passed(value)
 
     def fail(self, seqno: int, error: int, flags: int = 0) -> None:
         """Fail a point; ValueError when it has been passed."""
         with self._lock:
             if seqno <= self._sent:
                 raise ValueError(f"seqno must be above the timeline's value {self._sent} to fail, not {seqno}: what has signalled stays so")
-            self._put(wire.FAIL, (seqno, error), flags)
-            self._passed(seqno)
+            if not self._by_ring(ring.FAIL, seqno, error, seqno):
+                self._put(wire.FAIL, (seqno, error), flags)
+                self._passed(seqno)
 
     def signal(self, seqno: int, error: int) -> None:
         """Signal one point by itself."""
@@ -106,6 +115,8 @@ class Signaller:
         """Fail every active fence."""
         with self._lock:
             self._put(wire.CANCEL, (error,), flags)
+            if self._own is not None:
+                self._own.leave_all()
 
     def _send_newest(self) -> None:
         while True:
@@ -122,19 +133,91 @@ class Signaller:
         """The broker was told so far.  A larger wanted value stays wanted: it is still to be sent."""
         self._sent = value
         self._wanted = max(self._wanted, value)
+        if self._own is not None:
+            self._own.leave(value)  # what the ring has passed is gone from there
 
     def _put(self, op: int, arguments: tuple[int, ...], flags: int) -> None:
         if self.closed:
             raise ValueError("this timeline is closed (a forked child does not inherit it; see Timeline.share)")
-        packet = wire.encode((self._holder, self._counter + 1, op, *arguments))
+        packet = wire.encode((self.holder, self._counter + 1, op, *arguments))
         try:
             send_packet(self._sock, packet, (), flags)
         except (BrokenPipeError, ConnectionResetError) as err:
             raise BrokerUnavailable(_ENDED) from err
         self._counter += 1
+        if self._own is not None:
+            self._own.sent(self._counter)
+
+    # -- while nobody else has the descriptor
+
+    def use_ring(self, memory: OwnedFd) -> None:
+        """Signal through the ring in ``memory``, which is taken, from now on.  Where it cannot be used everything stays as it is."""
+        from fencebroker.exclusive import Exclusive
+
+        with memory, self._lock:
+            if not self.closed:
+                self._own = Exclusive(memory)
+
+    def _by_ring(self, op: int, number: int, error: int, value: int) -> bool:
+        """Signal through the ring; False when this one has to be a packet."""
+        own = self._own
+        if own is None or not own.is_ready():
+            return False
+        before = own.committed
+        try:
+            bell = own.signal(op, number, error, value)
+        except BaseException:  # an interrupt, at any point: what was committed counts, and the broker writes the rest
+            if own.committed != before:
+                self._sent = value
+                self._ring_the_bell()
+            raise
+        self._sent = value
+        self._wanted = max(self._wanted, value)
+        if bell:
+            self._ring_the_bell()
+        return True
+
+    def _ring_the_bell(self) -> None:
+        try:
+            send_packet(self._sock, wire.DOORBELL, (), NOWAIT)
+        except BlockingIOError:
+            pass  # what is queued there wakes the broker as well
+        except (BrokenPipeError, ConnectionResetError) as err:
+            raise BrokerUnavailable(_ENDED) from err
+
+    def keep(self, handle: int, seqno: int, fd: int) -> None:
+        """Note an export, to be written here when its point is passed.  ``fd`` is borrowed."""
+        with self._lock:
+            if self._own is not None and self._own.keep(handle, seqno, fd, self._sent):
+                self._ring_the_bell()
+
+    def forget(self, handle: int) -> None:
+        """Nobody can see this export any more.  From any thread, and while objects are collected: it takes no lock."""
+        own = self._own
+        if own is not None:
+            own.forget(handle)
+
+    def hand_out(self) -> int:
+        """Return the descriptor's number, to be copied for others, who may signal from here on."""
+        with self._lock:
+            if self.closed:
+                raise ValueError("this timeline is closed")
+            own, self._own = self._own, None
+            if own is not None:
+                own.hand_out()
+            return self.fileno()
+
+    def share(self) -> socket.socket:
+        """Return another descriptor, for others."""
+        with self._lock:
+            made = self.dup()  # first: where there is no room for it nothing has changed
+            self.hand_out()
+            return made
+
+    # -- the descriptor
 
     def dup(self) -> socket.socket:
-        """Return another descriptor of the timeline, close-on-exec."""
+        """Return another descriptor of the timeline for this process, close-on-exec."""
         with self._lock:
             if self.closed:
                 raise ValueError("this timeline is closed")
@@ -144,10 +227,16 @@ class Signaller:
         """Close the descriptor; a second time does nothing."""
         with self._lock:
             self._sock.close()
+            own, self._own = self._own, None
+            if own is not None:
+                own.close()
 
     def _after_fork(self) -> None:
         self._lock = threading.RLock()
         self._sock.close()
+        own, self._own = self._own, None
+        if own is not None:
+            own.abandon()
 
 
 def _wait_for_room(sock: socket.socket) -> None:
@@ -162,6 +251,30 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def tell_if_lost(connection: Session) -> None:
+    """After a signal: one's own sync_files have it, but where the broker is known to be gone the others will never hear of it."""
+    if connection.is_lost:
+        raise BrokerUnavailable(_ENDED)
+
+
+def can_use_ring() -> bool:
+    """Whether this process can take part in the broker's barriers, without which there is no ring."""
+    from fencebroker import mapping
+
+    return mapping.has_barrier() and mapping.register()
+
+
+@contextlib.contextmanager
+def no_ring_if_refused() -> Iterator[None]:
+    """Around asking for a ring: without one everything is sent, as to a broker that knows none."""
+    try:
+        yield
+    except BrokerUnavailable:
+        raise
+    except OSError:
+        pass
 
 
 @contextlib.contextmanager
@@ -250,12 +363,14 @@ class Timeline:
     # -- signal
 
     def advance(self, seqno: int) -> None:
-        """Signal every point up to ``seqno``.  At or below the value: nothing.  One-way; waits only while the socket is full."""
+        """Signal every point up to ``seqno``.  At or below the value: nothing.  Asks nobody; waits only while the socket is full."""
         self._signaller.advance(check_seqno(seqno))
+        tell_if_lost(self._connection)
 
     def inc(self, n: int = 1) -> None:
         """Raise the value by ``n`` (0 is allowed) and signal what it passes; it stops at 2**64-1."""
         self._signaller.inc(check_seqno(n, "n"))
+        tell_if_lost(self._connection)
 
     def fail(self, seqno: int, error: int) -> None:
         """Everything below ``seqno`` is OK, ``seqno`` fails with the positive errno ``error``, the value is ``seqno``.
@@ -263,12 +378,13 @@ class Timeline:
         ValueError when ``seqno`` is at or below the value.  A later export of ``seqno`` has the error too.
         """
         self._signaller.fail(check_seqno(seqno), check_error(error))
+        tell_if_lost(self._connection)
 
     def share(self) -> socket.socket:
         """Return the timeline's descriptor, to be inherited or sent: whoever holds a copy may signal, and the timeline lives until the last
         copy is closed.  The caller owns it (close-on-exec; ``os.set_inheritable`` and ``pass_fds`` as for any other).
         """
-        return self._signaller.dup()
+        return self._signaller.share()
 
     # -- the end
 
@@ -313,10 +429,7 @@ def check_bool(value: object, argument: str) -> bool:
 
 
 def _reduce(timeline: Timeline) -> Any:
-    signaller = timeline._signaller
-    if signaller.closed:
-        raise ValueError("this timeline is closed")
-    shared = reduction.DupFd(signaller.fileno())
+    shared = reduction.DupFd(timeline._signaller.hand_out())
     return _rebuild, (shared, timeline._connection.path, timeline.context, timeline.name, timeline.value)
 
 

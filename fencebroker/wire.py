@@ -65,6 +65,7 @@ HISTORY: Final = 19
 RECLAIM: Final = 20
 CHMOD: Final = 21
 QUOTAS: Final = 22
+RING: Final = 23
 
 # Messages on a timeline's socket.
 ADVANCE: Final = 1
@@ -72,6 +73,8 @@ INC: Final = 2
 FAIL: Final = 3
 SIGNAL: Final = 4
 CANCEL: Final = 5
+#: On a timeline's socket, in place of a message: there is something in the ring.
+DOORBELL: Final = b"\0"
 
 # What LIST can list.
 KINDS: Final = ("timelines", "fences", "sync_files", "sessions")
@@ -227,6 +230,7 @@ REQUESTS: Final[dict[int, Spec]] = {
     HISTORY: Spec("history", (CONTEXT,)),
     RECLAIM: Spec("reclaim", (Field("handles", "list of at most 512 handles, of any session", _list_of(_is_positive, 0, 512)),)),
     CHMOD: Spec("chmod", (OPENED, MODE)),
+    RING: Spec("ring", (CONTEXT, Field("holder", "u64: the holder of your packets on the timeline's socket", _is_u64))),
     QUOTAS: Spec("quotas", (Field("cursor", "u64: the uid to begin with; 0 for the first page", _is_u64),)),
 }
 

@@ -41,6 +41,7 @@ LIBRARY_EXTRAS: Final[dict[str, dict[str, frozenset[str]]]] = {
     "protocol.py": {},
     "rows.py": {},
     "latency.py": {},
+    "ring.py": {"struct": frozenset({"Struct"}), "zlib": frozenset({"crc32"})},  # bytes to words, and their checksum
 }
 
 #: What the core may import of ours: itself, and values.  The messages of the wire are values; its codec does no I/O.

@@ -17,13 +17,16 @@ from fencebroker import wire
 from fencebroker.errors import Refusal
 from fencebroker.fds import status_from_count, status_word
 from fencebroker.model import Limits
+from fencebroker.ring import Entry
 from fencebroker.rows import Row, read_row
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import snapshot
 from fencebrokerd.core.account import Slot
 from fencebrokerd.core.broker import Broker
 from fencebrokerd.core.fence import Array, Fence
+from fencebrokerd.core.rings import lowest_awaited
 from fencebrokerd.core.state import State
+from fencebrokerd.core.timeline import Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -88,6 +91,9 @@ class World:
         #: What eventfds carry: handle -> status.
         self.eventfds: dict[int, int] = {}
         self.sockets: set[int] = set()
+        self.rings: set[int] = set()
+        #: Sockets whose ring was frozen because somebody else was let in, in order.
+        self.frozen: list[int] = []
         #: Handles whose eventfd once existed, so that none is made twice.
         self.made: set[int] = set()
         self.sent: list[fx.Send] = []
@@ -97,6 +103,7 @@ class World:
         #: Set to an errno, the kernel refuses the next descriptors.
         self.refuse_eventfds = 0
         self.refuse_sockets = 0
+        self.refuse_rings = 0
         self.refuse_sends = 0
         self._next_session = 1
         self._depth = 0
@@ -155,6 +162,17 @@ class World:
                     return False
                 self.sockets.add(effect.socket)
                 self.run(self.broker.socket_made(effect.socket, 7_000 + effect.socket, self.now))
+            case fx.CreateRing():
+                assert effect.socket not in self.rings
+                if self.refuse_rings:
+                    self.run(self.broker.ring_failed(effect, self.refuse_rings, self.tick()))
+                    return False
+                self.rings.add(effect.socket)
+            case fx.FreezeRing():
+                assert effect.socket in self.rings
+                self.frozen.append(effect.socket)
+            case fx.CloseRing():
+                self.rings.remove(effect.socket)
             case fx.Signal():
                 assert effect.status
                 for handle in effect.handles:
@@ -169,6 +187,7 @@ class World:
             case fx.CloseSocket():
                 if not self.refuse_sockets:
                     self.sockets.remove(effect.socket)
+                    self.rings.discard(effect.socket)
             case fx.Send():
                 self._send(effect)
             case fx.Disconnect():
@@ -183,7 +202,9 @@ class World:
             assert handle in self.eventfds, f"an answer carries handle {handle}, which has no eventfd"
         if send.socket is not None:
             assert send.socket in self.sockets
-        if self.refuse_sends and (send.handles or send.socket is not None):
+        if send.ring is not None:
+            assert send.ring in self.rings
+        if self.refuse_sends and (send.handles or send.socket is not None or send.ring is not None):
             error, self.refuse_sends = self.refuse_sends, 0
             self.run(self.broker.send_failed(send, error, self.tick()))
             return
@@ -200,6 +221,17 @@ class World:
 
     def fail(self, line: Line, seqno: int, error: int) -> None:
         self.signal(line, wire.FAIL, seqno, error)
+
+    def drain(self, line: Line, *entries: tuple[int, int, int]) -> None:
+        """What (op, number, error) the producer has committed to its ring is looked at now; one tick of the clock lies between two of them."""
+        known = self.state.rings[line.socket].ring
+        assert known is not None
+        found = [Entry(known.taken + i, op, number, error, self.tick()) for i, (op, number, error) in enumerate(entries, 1)]
+        self.run(self.broker.drain(line.socket, found, self.tick()))
+
+    def arms(self) -> dict[int, int]:
+        """What the broker wants stored in its rings since the last call, by socket."""
+        return dict(self.broker.take_arms())
 
     def close(self, line: Line) -> None:
         """The last copy of the timeline's descriptor is closed."""
@@ -247,6 +279,7 @@ class World:
         assert wire.encode(snapshot.dump(loaded)) == rows, "a snapshot of a snapshot is another one"
         assert self.eventfds.keys() == state.sync_files.keys(), "the broker's copies are not the sync_files on record"
         assert self.sockets == state.sockets.keys()
+        assert self.rings == state.rings.keys()
         for handle, sync_file in state.sync_files.items():
             assert self.eventfds[handle] == sync_file.fence.status, f"handle {handle} does not say what its fence says"
             assert sync_file.fence.sync_files[handle] is sync_file
@@ -255,6 +288,7 @@ class World:
             assert account.timelines == sum(1 for timeline in state.timelines.values() if timeline.uid == uid)
             assert account.sync_files == sum(1 for sync_file in state.sync_files.values() if sync_file.uid == uid)
             assert account.members == sum(f.charge.n for f in state.fences.values() if isinstance(f, Array) and f.uid == uid)
+            assert account.rings == sum(1 for timeline in state.rings.values() if timeline.uid == uid)
             assert account.sockets == sum(1 for charge in state.socket_charges.values() if charge.uid == uid)
             assert account.minters == sum(len(session.minting) for session in state.sessions.values() if session.uid == uid)
             assert account.failures == sum(len(timeline.failures) for timeline in state.timelines.values() if timeline.uid == uid)
@@ -336,6 +370,14 @@ class Client:
 
     def show(self, line: Line) -> list[Any]:
         return self.ask(wire.SHOW_TIMELINE, references=[self.world.shown(line)])
+
+    def ring(self, line: Line, holder: int = 7) -> None:
+        """Signal through a ring from now on."""
+        self.ask(wire.RING, line.context, holder)
+
+    def concerned(self, op: int, *arguments: Any, references: Sequence[fx.Reference] = ()) -> set[int]:
+        """The sockets whose rings are to be drained before such a request."""
+        return set(self.world.broker.concerned(self.session, [self.serial + 1, op, *arguments], references))
 
     def export(self, line: Line | int, seqno: int | None = None, name: str = "", private: bool = False) -> int:
         """Export one point; returns the handle."""
@@ -450,7 +492,7 @@ def table(state: State) -> dict[str, Any]:
             timeline.context: (
                 timeline.name, timeline.driver, timeline.mode, timeline.expiry, timeline.uid, timeline.gid, timeline.pid, timeline.comm,
                 timeline.value, timeline.advanced_at, timeline.highest, timeline.n_active, dict(timeline.failures),
-                dict(timeline.sockets), sorted(timeline.minters), timeline.creator, timeline.creator_alive,
+                dict(timeline.sockets), sorted(timeline.minters), timeline.creator, timeline.creator_alive, _ring_row(timeline),
                 {seqno: fence.id for seqno, fence in timeline.points.items()},
                 list(timeline.past.entries), timeline.past.n_fences, timeline.past.n_signalled, timeline.past.n_failed,
                 timeline.past.latencies,
@@ -469,6 +511,11 @@ def table(state: State) -> dict[str, Any]:
         "placeholders": {key: {k: fence.id for k, fence in waiting.items()} for key, waiting in state.placeholders.items()},
         "expiries": sorted({(at, id) for at, id in state.expiries if (f := state.fences.get(id)) is not None and not f.status}),
     }  # fmt: skip
+
+
+def _ring_row(timeline: Timeline) -> tuple[Any, ...]:
+    known = timeline.ring
+    return () if known is None else (known.socket, known.holder, known.taken, known.frozen, lowest_awaited(timeline, known))
 
 
 def _fence_row(fence: Fence) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 
@@ -67,7 +68,24 @@ def test_an_expiry_that_was_met_wakes_nobody(broker: BrokerProcess) -> None:
     with fb.connect(broker.path) as connection, connection.create_timeline(expiry=QUIET_MS / 2000) as timeline, timeline.export(1) as fence:
         timeline.advance(1)
         fence.wait(LIMIT)
+        connection.info(fence)  # until somebody asks, it is only in the ring
         assert_asleep(broker.pid)
+
+
+def test_expiries_that_were_met_in_the_ring_wake_the_broker_once(broker: BrokerProcess) -> None:
+    """At the first of them: then it looks into the ring, and has no cause to wake for the others."""
+    with (
+        fb.connect(broker.path) as connection,
+        connection.create_timeline(expiry=QUIET_MS / 3000) as timeline,
+        contextlib.ExitStack() as stack,
+    ):
+        for seqno in range(1, 20):
+            stack.enter_context(timeline.export(seqno))
+        before = switches_of(broker.pid)
+        for seqno in range(1, 20):
+            timeline.advance(seqno)
+        nothing_happens()
+        assert switches_of(broker.pid) - before <= 2
 
 
 def test_the_limit_for_a_hello_is_a_timer_once(broker: BrokerProcess) -> None:

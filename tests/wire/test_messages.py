@@ -67,6 +67,8 @@ SHAPES: Final[dict[tuple[str, str], tuple[list[Any], list[Any]]]] = {
     ("reclaim", "handles"): ([[], [1], [1] * 512], [*NO_INTEGER[:-2], None, 1, [0], [None], [True], [1.0], [1] * 513]),
     ("chmod", "name"): (["camera0", "1000/camera0", "x" * 511], [*NO_TEXT, None, *long(511)]),
     ("chmod", "mode"): ([0, 0o600, 0o777], [*NO_U64, None, 0o1000]),
+    ("ring", "context"): (U64, [*NO_U64, None]),
+    ("ring", "holder"): (U64, [*NO_U64, None]),
     ("quotas", "cursor"): (U64, [*NO_U64, None]),
     ("advance", "value"): (U64, [*NO_U64, None]),
     ("inc", "n"): (U64, [*NO_U64, None]),

@@ -33,6 +33,8 @@ class Slot(Enum):
     TIMELINES = "timelines"
     #: Descriptors of timelines: who opens another's timeline pays for its own descriptor.
     SOCKETS = "sockets"
+    #: Memory that producers share with the broker.
+    RINGS = "rings"
     #: Sessions whose process is watched, because it created timelines that still exist.
     CREATORS = "creators"
     SYNC_FILES = "sync_files"
@@ -57,6 +59,7 @@ class Account:
         "minters",
         "retained",
         "returned",
+        "rings",
         "sessions",
         "sockets",
         "sync_files",
@@ -69,6 +72,7 @@ class Account:
         self.sessions = 0
         self.timelines = 0
         self.sockets = 0
+        self.rings = 0
         self.creators = 0
         self.sync_files = 0
         self.members = 0
@@ -87,7 +91,7 @@ class Account:
     @property
     def descriptors(self) -> int:
         """How many descriptors of the broker's there are for this user; those that give way do not count."""
-        return self.sessions + self.sockets + self.creators + self.sync_files - len(self.returned)
+        return self.sessions + self.sockets + self.rings + self.creators + self.sync_files - len(self.returned)
 
     @property
     def is_empty(self) -> bool:

@@ -7,15 +7,15 @@ something that happens outside: a connection, an end-of-file, a clock, a failure
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from fencebroker import wire
+from fencebroker import ring, wire
 from fencebroker.errors import Refusal
 from fencebroker.model import Limits
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
-from fencebrokerd.core import inspection, minting, signalling, trace
+from fencebrokerd.core import inspection, minting, rings, signalling, trace
 from fencebrokerd.core.account import Slot
 from fencebrokerd.core.state import Session, State
 from fencebrokerd.core.turn import Turn
@@ -130,6 +130,54 @@ class Broker:
             minting.end_socket(turn, other)
         return turn.effects
 
+    # -- rings: what their producers have committed and nobody has looked at yet
+
+    def concerned(self, session: int, message: list[Any], references: Sequence[fx.Reference]) -> Iterable[int]:
+        """The sockets whose rings have to be drained before this request is handled."""
+        turn = self._turn
+        turn.session = self.state.sessions[session]
+        return rings.concerned(turn, message, references)
+
+    def expiring(self, now: int) -> set[int]:
+        """The sockets whose rings have to be frozen and drained before ``expire``."""
+        return rings.expiring(self.state, now)
+
+    def drain(self, socket: int, entries: Sequence[ring.Entry], now: int) -> list[fx.Effect]:
+        """Handle what a timeline's only owner has committed."""
+        turn = self._begin(now)
+        rings.drain(turn, self.state.rings[socket], entries, now)
+        return turn.effects
+
+    def let_in(self, socket: int, now: int) -> list[fx.Effect]:
+        """Another holder than the one with the ring has spoken on this socket: the descriptor got into other hands."""
+        turn = self._begin(now)
+        minting.freeze_ring(turn, self.state.sockets[socket])
+        return turn.effects
+
+    def ring_failed(self, effect: fx.CreateRing, error: int, now: int) -> list[fx.Effect]:
+        """There is no ring to be had, and its sender goes on without."""
+        turn = self._begin(now)
+        turn.emit(e.RingClosed(self.state.sockets[effect.socket].context))
+        if error == errno.ENOSYS:
+            turn.do(fx.Send(effect.session, [effect.serial, error, "this broker's machine has no barrier for rings (membarrier)", []]))
+            return turn.effects
+        return self._failed(effect.session, effect.serial, error, "rings")
+
+    def rearm(self) -> None:
+        """Have all rings told, because the last broker may not have."""
+        self.state.rearm.update((timeline.context, None) for timeline in self.state.rings.values())
+
+    def take_arms(self) -> list[tuple[int, int]]:
+        """Take the rings for which it may have changed when their producers are to ring the doorbell: the socket, and the value; 0 is never."""
+        found = []
+        for context in self.state.rearm:
+            timeline = self.state.timelines[context]
+            known = timeline.ring
+            assert known is not None
+            found.append((known.socket, 1 if self.is_traced else rings.lowest_awaited(timeline, known)))
+        self.state.rearm.clear()
+        return found
+
     # -- after the effects
 
     @property
@@ -183,6 +231,9 @@ class Broker:
         minting.drop(turn, send.handles)
         if send.socket is not None and send.socket in self.state.sockets:
             minting.end_socket(turn, send.socket)
+        if send.ring is not None and send.ring in self.state.rings:
+            turn.emit(e.RingClosed(self.state.rings[send.ring].context))
+            turn.do(fx.CloseRing(send.ring))
         return self._failed(send.session, send.message[0], error, "descriptors in flight")
 
     def tampered(self, handle: int, now: int) -> list[fx.Effect]:
@@ -260,6 +311,10 @@ class Broker:
 
 def _create_timeline(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
     minting.create_timeline(turn, m[2], m[3], m[4], m[5])
+
+
+def _ring(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
+    rings.open_ring(turn, m[2], m[3])
 
 
 def _open_timeline(turn: Turn, m: list[Any], references: Sequence[fx.Reference]) -> None:
@@ -374,6 +429,7 @@ Verb = Callable[[Turn, list[Any], Sequence[fx.Reference]], None]
 
 VERBS: Final[dict[int, Verb]] = {
     wire.CREATE_TIMELINE: _create_timeline,
+    wire.RING: _ring,
     wire.OPEN_TIMELINE: _open_timeline,
     wire.SHOW_TIMELINE: _show_timeline,
     wire.FORGET_TIMELINE: _forget_timeline,

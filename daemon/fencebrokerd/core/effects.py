@@ -25,6 +25,26 @@ class CreateSocket(NamedTuple):
     socket: int
 
 
+class CreateRing(NamedTuple):
+    """Make the ring of a timeline's ``socket``; it goes out with the answer that names it."""
+
+    session: int
+    serial: int
+    socket: int
+
+
+class FreezeRing(NamedTuple):
+    """Somebody else is about to be let in: have the producer use its socket from now on, and drain what it has committed."""
+
+    socket: int
+
+
+class CloseRing(NamedTuple):
+    """Let go of a ring, of which nothing more is to come."""
+
+    socket: int
+
+
 class Signal(NamedTuple):
     """Write ``status`` to the eventfds of these handles."""
 
@@ -46,12 +66,15 @@ class CloseSocket(NamedTuple):
 
 
 class Send(NamedTuple):
-    """Send a message to a session, with copies of these handles' eventfds, or with the other end of a timeline's ``socket``."""
+    """Send a message to a session, with copies of these handles' eventfds, with the other end of a timeline's ``socket``, or with the ``ring`` of
+    one.
+    """
 
     session: int
     message: list[Any]
     handles: Sequence[int] = ()
     socket: int | None = None
+    ring: int | None = None
 
 
 class Disconnect(NamedTuple):
@@ -61,7 +84,9 @@ class Disconnect(NamedTuple):
     reason: str
 
 
-Effect: TypeAlias = CreateEventfds | CreateSocket | Signal | CloseHandles | CloseSocket | Send | Disconnect
+Effect: TypeAlias = (
+    CreateEventfds | CreateSocket | CreateRing | FreezeRing | CloseRing | Signal | CloseHandles | CloseSocket | Send | Disconnect
+)
 
 
 class KnownFence(NamedTuple):

@@ -80,6 +80,33 @@ class SocketMade(NamedTuple):
     inode: int
 
 
+class RingOpened(NamedTuple):
+    """A timeline's only owner signals through a ring from now on; ``holder`` is the number in its packets."""
+
+    context: int
+    socket: int
+    holder: int
+
+
+class RingDrained(NamedTuple):
+    """The entries up to this serial were decided; what they brought about stands before."""
+
+    context: int
+    serial: int
+
+
+class RingFrozen(NamedTuple):
+    """Somebody else may signal: the producer sends packets, and its ring is only read to its end."""
+
+    context: int
+
+
+class RingClosed(NamedTuple):
+    """Nothing more comes through the ring: its producer said so, or it could not be made."""
+
+    context: int
+
+
 class CreatorDied(NamedTuple):
     """The process that opened this session is gone; timelines it created may live on in other hands."""
 
@@ -266,6 +293,10 @@ Event: TypeAlias = (
     | SyncFileDropped
     | SyncFileTampered
     | Subscribed
+    | RingOpened
+    | RingDrained
+    | RingFrozen
+    | RingClosed
 )
 
 #: By the number under which a journal knows each kind.  The next version reads what this one wrote: add at the end, change and remove nothing.
@@ -297,4 +328,8 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     SyncFileTampered,
     Subscribed,
     TimelineModeSet,
+    RingOpened,
+    RingDrained,
+    RingFrozen,
+    RingClosed,
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from fencebroker.errors import Refusal
-from fencebroker.model import OK, U64_MAX, Point, check_driver_name, check_timeline_name, parse_point
+from fencebroker.model import ACTIVE, OK, U64_MAX, Point, check_driver_name, check_timeline_name, parse_point
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
 from fencebrokerd.core.account import Slot
@@ -126,10 +126,18 @@ def open_timeline(turn: Turn, text: str) -> None:
     if not timeline.allows(session.uid, session.gid, session.groups, WRITE):
         raise Refusal(errno.EACCES, f"the mode {timeline.mode:04o} of {text!r} does not let you signal it; it would need 'w' for you")
     turn.check_sockets()
+    freeze_ring(turn, timeline)
     socket = turn.state.next_socket
     turn.emit(e.TimelineOpened(timeline.context, socket, session.id, turn.now))
     turn.do(fx.CreateSocket(session.id, turn.serial, socket))
     turn.answer(timeline.context, timeline.value, socket=socket)
+
+
+def freeze_ring(turn: Turn, timeline: Timeline) -> None:
+    """Somebody else may signal from now on: the first owner is no longer the only one, and has to ask as everybody does."""
+    if timeline.ring is not None and not timeline.ring.frozen:
+        turn.emit(e.RingFrozen(timeline.context))
+        turn.do(fx.FreezeRing(timeline.ring.socket))
 
 
 def chmod(turn: Turn, text: str, mode: int) -> None:
@@ -199,10 +207,12 @@ def mint(turn: Turn, timeline: Timeline, seqno: int, uid: int) -> Fence:
     return turn.state.fences[id]
 
 
-def carry(turn: Turn, fence: Fence, name: str, private: bool = False) -> int:
-    """Make one sync_file for ``fence`` and its eventfd; returns the handle.  Its signal, if it has signalled, comes right after."""
+def carry(turn: Turn, fence: Fence, name: str) -> int:
+    """Make one sync_file for ``fence``, to which only the broker writes, and its eventfd; returns the handle.  Its signal, if it has
+    signalled, comes right after.
+    """
     handle = turn.state.next_handle
-    turn.emit(e.SyncFileCreated(handle, fence.id, turn.session.id, name, private, turn.now))
+    turn.emit(e.SyncFileCreated(handle, fence.id, turn.session.id, name, True, turn.now))
     turn.do(fx.CreateEventfds(turn.session.id, turn.serial, handle, 1))
     if fence.status:
         turn.do(fx.Signal((handle,), fence.status))
@@ -254,7 +264,8 @@ def find_fence(turn: Turn, ref: int | None, reference: fx.Reference | None, erro
         return named.fence
     if isinstance(reference, fx.KnownFence):
         sync_file = state.sync_files[reference.handle]
-        if reference.carried != sync_file.fence.status and not sync_file.tampered:
+        # What carries nothing was looked at just before it was signalled: a count that was written never comes back to 0.
+        if reference.carried not in (ACTIVE, sync_file.fence.status) and not sync_file.tampered:
             turn.emit(e.SyncFileTampered(reference.handle))
         return sync_file.fence
     if isinstance(reference, fx.DetachedFence):

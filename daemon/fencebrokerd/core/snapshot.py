@@ -17,7 +17,7 @@ from fencebrokerd.core.account import Charge, Slot
 from fencebrokerd.core.events import SessionOpened
 from fencebrokerd.core.fence import Array, Fence, Placeholder, Stub, SyncFile
 from fencebrokerd.core.state import Session, State
-from fencebrokerd.core.timeline import Timeline
+from fencebrokerd.core.timeline import Ring, Timeline
 
 __all__ = ["FORM", "dump", "load"]
 
@@ -76,7 +76,8 @@ def _timeline_row(timeline: Timeline, state: State) -> Rows:
     failures = tuple((seqno, status, at) for seqno, (status, at) in t.failures.items())
     made = (t.context, t.name, t.driver, t.mode, t.expiry, who, t.creator, t.created)
     past = (tuple(t.past.entries), tuple(t.past.latencies.items()), t.past.n_fences, t.past.n_signalled, t.past.n_failed)
-    return on_record, made, t.creator_alive, t.value, t.advanced_at, t.highest, failures, sockets, past
+    ring = () if t.ring is None else (t.ring.socket, t.ring.holder, t.ring.taken, t.ring.frozen)
+    return on_record, made, t.creator_alive, t.value, t.advanced_at, t.highest, failures, sockets, past, ring
 
 
 def _fence_row(fence: Fence, on_record: bool) -> Rows:
@@ -122,6 +123,8 @@ def load(rows: Sequence[Any], remembered_failures: int, own_uid: int, failures_p
         account = state.account(uid)
         account.retained, account.returned = dict.fromkeys(retained), dict.fromkeys(returned)
     state.subscribers = dict.fromkeys(subscribers)
+    for timeline in state.rings.values():
+        state.await_points(timeline)
     return state
 
 
@@ -134,7 +137,7 @@ def _load_session(state: State, row: Sequence[Any]) -> None:
 
 
 def _load_timeline(state: State, row: Sequence[Any]) -> Timeline:
-    on_record, made, creator_alive, value, advanced_at, highest, failures, sockets, past = row
+    on_record, made, creator_alive, value, advanced_at, highest, failures, sockets, past, ring = row
     context, name, driver, mode, expiry, who, creator, created = made
     charge = Charge(state.account(who[0]), Slot.TIMELINES)
     timeline = Timeline(context, name, driver, mode, expiry, tuple(who), creator, created, charge)
@@ -155,6 +158,11 @@ def _load_timeline(state: State, row: Sequence[Any]) -> Timeline:
         account.failures += len(timeline.failures)
         account.creators += creator not in state.creators
         state.creators[creator] = state.creators.get(creator, 0) + 1
+        if ring:
+            socket, holder, taken, frozen = ring
+            timeline.ring = Ring(socket, holder, Charge(account, Slot.RINGS))
+            timeline.ring.taken, timeline.ring.frozen = taken, frozen
+            state.rings[socket] = timeline
     else:
         charge.release()
     return timeline

@@ -13,7 +13,7 @@ from typing import Any, Final
 from fencebrokerd.core import events as e
 from fencebrokerd.core.account import Account, Charge, Slot
 from fencebrokerd.core.fence import Array, Fence, Placeholder, Stub, SyncFile
-from fencebrokerd.core.timeline import Timeline
+from fencebrokerd.core.timeline import Ring, Timeline
 
 __all__ = ["Session", "State", "nobody"]
 
@@ -58,6 +58,10 @@ class State:
         self.timelines: dict[int, Timeline] = {}
         self.names: dict[tuple[int, str], Timeline] = {}
         self.sockets: dict[int, Timeline] = {}
+        #: Timelines that have a ring, by their socket.
+        self.rings: dict[int, Timeline] = {}
+        #: Of those: contexts where what their producers must ring for may have changed.  Whoever tells them empties it.
+        self.rearm: dict[int, None] = {}
         self.socket_charges: dict[int, Charge] = {}
         self.creators: dict[int, int] = {}  # session -> how many timelines that it created still exist
         self.fences: dict[int, Fence] = {}
@@ -90,9 +94,9 @@ class State:
     @property
     def n_descriptors(self) -> int:
         """Descriptors in use for clients: one a session, a pidfd for each that has created a timeline which still exists, one a descriptor
-        of a timeline, one a sync_file.
+        of a timeline, one its ring, one a sync_file.
         """
-        return len(self.sessions) + len(self.creators) + len(self.sockets) + len(self.sync_files)
+        return len(self.sessions) + len(self.creators) + len(self.sockets) + len(self.rings) + len(self.sync_files)
 
     @property
     def is_idle(self) -> bool:
@@ -104,7 +108,17 @@ class State:
         for account in self.accounts.values():
             if not account.is_empty:
                 raise AssertionError(f"an account is not empty: {account}")
-        tables = self.sessions, self.timelines, self.names, self.sockets, self.socket_charges, self.creators, self.fences, self.sync_files
+        tables = (
+            self.sessions,
+            self.timelines,
+            self.names,
+            self.sockets,
+            self.socket_charges,
+            self.rings,
+            self.creators,
+            self.fences,
+            self.sync_files,
+        )
         for table in (*tables, self.placeholders):
             if table:
                 raise AssertionError(f"a table is not empty: {table}")
@@ -148,7 +162,9 @@ class State:
 
     def _session_closed(self, event: e.SessionClosed) -> None:
         session = self.sessions.pop(event.session)
-        self.subscribers.pop(event.session, None)
+        if event.session in self.subscribers:
+            del self.subscribers[event.session]
+            self._rearm_all()
         assert not session.handles
         for context in session.minting:
             self.timelines[context].minters.discard(session.id)
@@ -217,6 +233,53 @@ class State:
         del self.timelines[event.context].sockets[event.socket]
         del self.sockets[event.socket]
         self.socket_charges.pop(event.socket).release()
+        if event.socket in self.rings:
+            self._remove_ring(self.rings[event.socket])
+
+    # -- rings
+
+    def _ring_opened(self, event: e.RingOpened) -> None:
+        timeline = self.timelines[event.context]
+        timeline.ring = Ring(event.socket, event.holder, Charge(self.account(timeline.uid), Slot.RINGS))
+        self.rings[event.socket] = timeline
+        self.await_points(timeline)
+
+    def await_points(self, timeline: Timeline) -> None:
+        """Find out for which of its points the producer has to ring."""
+        for fence in timeline.points.values():
+            if fence.arrays or any(sync_file.private for sync_file in fence.sync_files.values()):
+                self._await(fence)
+        self.rearm[timeline.context] = None
+
+    def _ring_drained(self, event: e.RingDrained) -> None:
+        known = self.timelines[event.context].ring
+        assert known is not None
+        known.taken = event.serial
+        self.rearm[event.context] = None
+
+    def _ring_frozen(self, event: e.RingFrozen) -> None:
+        known = self.timelines[event.context].ring
+        assert known is not None
+        known.frozen = True
+
+    def _ring_closed(self, event: e.RingClosed) -> None:
+        self._remove_ring(self.timelines[event.context])
+
+    def _remove_ring(self, timeline: Timeline) -> None:
+        known, timeline.ring = timeline.ring, None
+        assert known is not None
+        known.charge.release()
+        del self.rings[known.socket]
+        self.rearm.pop(timeline.context, None)
+
+    def _await(self, fence: Fence) -> None:
+        """Somebody waits for ``fence`` whom its producer does not wake: if it is a ring's, the producer must ring when it passes it."""
+        timeline = fence.timeline
+        if timeline is not None and timeline.ring is not None and not fence.status:
+            heapq.heappush(timeline.ring.awaited, fence.seqno)
+            self.rearm[timeline.context] = None
+
+    # -- the end of a timeline
 
     def _timeline_closed(self, event: e.TimelineClosed) -> None:
         timeline = self.timelines.pop(event.context)
@@ -278,6 +341,7 @@ class State:
         for member in members:
             if not member.status:
                 member.arrays[array.id] = array
+                self._await(member)
         self._add_fence(array, event.expires)
 
     def _placeholder_created(self, event: e.PlaceholderCreated) -> None:
@@ -291,6 +355,7 @@ class State:
         point = self.fences[event.point]
         assert isinstance(fence, Placeholder)
         self._remove_placeholder(fence)
+        self._await(point)
         if fence.n_open:
             self._unretain(point)
         for sync_file in fence.sync_files.values():
@@ -376,6 +441,8 @@ class State:
         sync_file = SyncFile(event.handle, fence, event.name, event.session, who, event.at, event.private, charge)
         self.sync_files[event.handle] = sync_file
         self.next_handle = event.handle + 1
+        if event.private:
+            self._await(fence)
         session.handles[event.handle] = sync_file
         fence.sync_files[event.handle] = sync_file
         fence.n_open += 1
@@ -407,6 +474,11 @@ class State:
 
     def _subscribed(self, event: e.Subscribed) -> None:
         self.subscribers[event.session] = None
+        self._rearm_all()
+
+    def _rearm_all(self) -> None:
+        """Whoever follows the events is told of each signal as it comes."""
+        self.rearm.update((timeline.context, None) for timeline in self.rings.values())
 
 
 FOLD: Final[dict[type, Callable[[State, Any], None]]] = {
@@ -418,6 +490,10 @@ FOLD: Final[dict[type, Callable[[State, Any], None]]] = {
     e.TimelineForgotten: State._timeline_forgotten,
     e.TimelineModeSet: State._timeline_mode_set,
     e.SocketMade: State._socket_made,
+    e.RingOpened: State._ring_opened,
+    e.RingDrained: State._ring_drained,
+    e.RingFrozen: State._ring_frozen,
+    e.RingClosed: State._ring_closed,
     e.CreatorDied: State._creator_died,
     e.SocketClosed: State._socket_closed,
     e.TimelineClosed: State._timeline_closed,

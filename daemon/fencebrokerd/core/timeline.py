@@ -11,10 +11,27 @@ if TYPE_CHECKING:
     from fencebrokerd.core.account import Charge
     from fencebrokerd.core.fence import Fence
 
-__all__ = ["Timeline"]
+__all__ = ["Ring", "Timeline"]
 
 READ = 4
 WRITE = 2
+
+
+class Ring:
+    """What the broker knows of the ring through which a timeline's only owner signals.
+
+    ``taken`` entries of it are decided.  ``awaited`` is a heap of the seqnos that its producer must ring for.  ``frozen``: for good.
+    """
+
+    __slots__ = ("awaited", "charge", "frozen", "holder", "socket", "taken")
+
+    def __init__(self, socket: int, holder: int, charge: Charge) -> None:
+        self.socket = socket
+        self.holder = holder
+        self.charge = charge
+        self.taken = 0
+        self.frozen = False
+        self.awaited: list[int] = []
 
 
 class Timeline:
@@ -47,6 +64,7 @@ class Timeline:
         "pending",
         "pid",
         "points",
+        "ring",
         "sockets",
         "uid",
         "value",
@@ -83,6 +101,7 @@ class Timeline:
         self.pending: list[int] = []
         self.failures: dict[int, tuple[int, int]] = {}
         self.sockets: dict[int, int] = {}
+        self.ring: Ring | None = None
         self.minters: set[int] = set()
 
     @property

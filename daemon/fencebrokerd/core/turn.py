@@ -93,9 +93,9 @@ class Turn:
         """Ask the shell for something, after what was asked before."""
         self.effects.append(effect)
 
-    def answer(self, *results: object, handles: tuple[int, ...] | range = (), socket: int | None = None) -> None:
+    def answer(self, *results: object, handles: tuple[int, ...] | range = (), socket: int | None = None, ring: int | None = None) -> None:
         """Answer the request in hand."""
-        self.effects.append(fx.Send(self.session.id, [self.serial, 0, *results], handles, socket))
+        self.effects.append(fx.Send(self.session.id, [self.serial, 0, *results], handles, socket, ring))
 
     # -- quotas: checked before anything is emitted
 
@@ -192,6 +192,15 @@ class Turn:
         uid = self.session.uid
         self.check_share(uid, Slot.SOCKETS)
         self.check_descriptors(2, "timelines")
+        self._check_share_of_descriptors()
+
+    def check_ring(self) -> None:
+        """Refuse when a ring does not fit."""
+        self.check_descriptors(1, "rings")
+        self._check_share_of_descriptors()
+
+    def _check_share_of_descriptors(self) -> None:
+        uid = self.session.uid
         share, used = self.share_of(uid, 1.0), self.state.account(uid).descriptors
         if used >= share:
             self.refuse(errno.EDQUOT, "descriptors per user", share, used, 1)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from fencebroker.fds import OK_WORD, SignalResult, is_signalled, new_fence_eventfd, status_word, write_status
+from fencebroker.fds import OK_WORD, SignalResult, is_signalled, new_fence_eventfd, peek_status, status_word, write_status
 from fencebrokerd.shell.identity import Identity
 from fencebrokerd.shell.record import EventfdsMade
 
@@ -135,6 +135,8 @@ class Eventfds:
                     elif result != SignalResult.ALREADY:
                         tampered.append(handle)
                 except BlockingIOError:
+                    if peek_status(fd) == status:
+                        continue  # its producer was first
                     result = self._insist(fd, word)
                     if result is None:
                         hostile.add(uid_of(handle))

@@ -104,7 +104,7 @@ class Ledger:
     def _find_answer(self, hand: r.Packet, effects: Sequence[fx.Effect]) -> r.Answer | None:
         for effect in reversed(effects):
             if type(effect) is fx.Send and effect.session == hand.id and effect.message[0] == hand.a:
-                return r.Answer(self.encode(effect), tuple(effect.handles), effect.socket)
+                return r.Answer(self.encode(effect), tuple(effect.handles), effect.socket, effect.ring)
         return None
 
     def encode(self, send: fx.Send) -> bytes:

@@ -68,6 +68,13 @@ class SocketMade(NamedTuple):
     cookie: int
 
 
+class RingMade(NamedTuple):
+    """The memory of the ring of a timeline's socket."""
+
+    socket: int
+    fd: int
+
+
 class EndSent(NamedTuple):
     """The client has its end of a timeline's socketpair; our copy of it is about to be closed."""
 
@@ -88,11 +95,22 @@ class CreatorForgotten(NamedTuple):
 
 
 Entry: TypeAlias = (
-    Configured | Listening | PeerAccepted | PeerEnded | EventfdsMade | SocketMade | EndSent | CreatorWatched | CreatorForgotten
+    Configured | Listening | PeerAccepted | PeerEnded | EventfdsMade | SocketMade | EndSent | CreatorWatched | CreatorForgotten | RingMade
 )
 
 #: The core's events from 0, ours from 128.
-_ENTRIES: Final = (Configured, Listening, PeerAccepted, PeerEnded, EventfdsMade, SocketMade, EndSent, CreatorWatched, CreatorForgotten)
+_ENTRIES: Final = (
+    Configured,
+    Listening,
+    PeerAccepted,
+    PeerEnded,
+    EventfdsMade,
+    SocketMade,
+    EndSent,
+    CreatorWatched,
+    CreatorForgotten,
+    RingMade,
+)
 KINDS: Final[dict[int, type[Any]]] = {**dict(enumerate(EVENTS)), **{128 + i: kind for i, kind in enumerate(_ENTRIES)}}
 _NUMBER_OF: Final[dict[type[Any], int]] = {kind: number for number, kind in KINDS.items()}
 
@@ -107,11 +125,12 @@ class Packet(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What was answered: the packet, and the handles or the socket whose descriptors go with it."""
+    """What was answered: the packet, and the handles, or the socket, or the ring of one, whose descriptors go with it."""
 
     packet: bytes
     handles: Sequence[int]
     socket: int | None
+    ring: int | None = None
 
 
 class Record(NamedTuple):

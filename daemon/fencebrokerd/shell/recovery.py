@@ -35,7 +35,8 @@ NEWEST: Final = 8
 class Inheritance:
     """What the last broker left: the core's state, which descriptor everything is, and what may not have been done.
 
-    ``eventfds``: handle -> descriptor; ``sockets``: socket -> (our end, the client's end or -1, its cookie); ``peers`` and ``creators``: session -> descriptor.
+    ``eventfds``: handle -> descriptor; ``sockets``: socket -> (our end, the client's end or -1, its cookie); ``peers`` and ``creators``: session ->
+    descriptor; ``rings``: socket -> descriptor.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class Inheritance:
         self.sockets: dict[int, tuple[int, int, int]] = {}
         self.peers: dict[int, int] = {}
         self.creators: dict[int, int] = {}
+        self.rings: dict[int, int] = {}
         self.next_session = 1
         #: By session: the newest packet of it that the journal has, and its answer.
         self.owed: dict[int, tuple[r.Packet, r.Answer | None]] = {}
@@ -70,6 +72,7 @@ class Inheritance:
                 yield theirs
         yield from self.peers.values()
         yield from self.creators.values()
+        yield from self.rings.values()
         for listener in self.listeners:
             yield listener.fd
             if listener.lock is not None:
@@ -144,6 +147,8 @@ class Inheritance:
                 if entry.socket in self.sockets:
                     ours, _, cookie = self.sockets[entry.socket]
                     self.sockets[entry.socket] = ours, -1, cookie
+            case r.RingMade():
+                self.rings[entry.socket] = entry.fd
             case r.CreatorWatched():
                 self.creators[entry.session] = entry.fd
             case r.CreatorForgotten():
@@ -161,6 +166,7 @@ _ENTRIES: Final[frozenset[type[Any]]] = frozenset(
         r.EndSent,
         r.CreatorWatched,
         r.CreatorForgotten,
+        r.RingMade,
     )
 )
 
@@ -224,6 +230,12 @@ def reconcile(
         elif theirs >= 0 and not table.get(theirs, "").startswith("socket:"):
             found.sockets[socket_id] = ours, -1, cookie
             _miss(found, f"client's end of timeline socket {socket_id}", theirs, table)
+    rings = () if found.state is None else found.state.rings
+    found.rings = {socket_id: fd for socket_id, fd in found.rings.items() if socket_id in rings}
+    for socket_id, fd in list(found.rings.items()):
+        if not table.get(fd, "").startswith("/memfd:"):
+            del found.rings[socket_id]
+            _miss(found, f"ring of timeline socket {socket_id}", fd, table)
     ours_now = set(found.descriptors())
     unknown = [fd for fd in table if fd > 2 and fd not in ours_now and fd not in known]
     adopted = [fd for fd in unknown if is_accepting and _is_accepted(fd, table[fd], addresses)]

@@ -25,13 +25,14 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 from fencebroker import wire
 from fencebroker.errors import Refusal
 from fencebroker.fds import NOWAIT, PEEK, OwnedFd, Truncated, close_all, drop_packet, is_hung_up, recv_packet
 from fencebroker.protocol import Move, Violation
+from fencebroker.ring import Nonsense
 from fencebrokerd import __version__
 from fencebrokerd.config import Config, ConfigError
 from fencebrokerd.core import effects as fx
@@ -54,6 +55,7 @@ from fencebrokerd.shell.peer import Flight, Peer, TooSlow, printable
 from fencebrokerd.shell.reaper import Reaper
 from fencebrokerd.shell.record import Listening, config_entry
 from fencebrokerd.shell.recovery import Inheritance
+from fencebrokerd.shell.rings import Rings
 from fencebrokerd.shell.signals import Signals
 from fencebrokerd.shell.sockets import Sockets
 from fencebrokerd.shell.supervisor import Supervisor
@@ -107,6 +109,7 @@ class Server:
         self._identity = Identity()
         self._eventfds = Eventfds(self._identity)
         self._reaper = Reaper(keeper)
+        self._rings = Rings()
         self._sockets = Sockets(self._identity, self._reaper, self._epoll)
         self._creators = Creators(self._epoll)
         self._fairness = Fairness()
@@ -129,6 +132,8 @@ class Server:
         self._signals = Signals()
         self._full = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - MARGIN
         self._act: dict[type, Callable[[Any], None]] = {
+            fx.FreezeRing: self._freeze_ring,
+            fx.CloseRing: self._close_ring,
             fx.Signal: self._signal,
             fx.CloseHandles: self._close_handles,
             fx.CloseSocket: self._close_socket,
@@ -205,6 +210,10 @@ class Server:
         self._eventfds.adopt(found.eventfds)
         for socket_id, (ours, theirs, cookie) in found.sockets.items():
             self._sockets.adopt(socket_id, ours, theirs, cookie)
+        for socket_id, fd in found.rings.items():
+            timeline = state.rings[socket_id]
+            assert timeline.ring is not None
+            self._rings.adopt(socket_id, fd, timeline.ring.taken, timeline.advanced_at)
         for session, fd in found.creators.items():
             self._creators.adopt(session, fd)
         for session, fd in found.peers.items():
@@ -253,6 +262,7 @@ class Server:
             self._carry_out([fx.Signal(handles, status) for status, handles in late.items() if status])
         if failpoints.IS_ARMED:
             failpoints.hit("recover.signalled")
+        self._resume_rings()
         self._condemn()
         if failpoints.BUG not in ("no-recovery", "forget-last-serial"):
             for session, (packet, answer) in found.owed.items():
@@ -283,10 +293,12 @@ class Server:
 
     def _answer_again(self, peer: Peer, answer: r.Answer) -> None:
         end = None if answer.socket is None else self._sockets.end_of(answer.socket)
-        if answer.socket is not None and end is None:
+        if (answer.socket is not None and end is None) or (answer.ring is not None and answer.ring not in self._rings):
             return
         try:
             fds = [end.fileno()] if end is not None else self._eventfds.numbers(answer.handles)
+            if answer.ring is not None:
+                fds = [self._rings.number(answer.ring)]
             if peer.send(answer.packet, fds, time.monotonic_ns()):
                 self._queue(peer)
         except (KeyError, OSError, TooSlow):
@@ -325,6 +337,7 @@ class Server:
         entries += [r.PeerAccepted(session, peer.sock.fileno()) for session, peer in self._peers.items()]
         entries += self._eventfds.entries()
         entries += [r.SocketMade(*entry) for entry in self._sockets.entries()]
+        entries += [r.RingMade(socket_id, fd) for socket_id, fd in self._rings.entries().items()]
         entries += [r.CreatorWatched(session, fd) for session, fd in self._creators.entries().items()]
         owed = [peer.owed for peer in self._peers.values() if peer.owed is not None]
         return r.encode_snapshot(snapshot.dump(self._core.state), entries, owed, self._next_session)
@@ -363,6 +376,7 @@ class Server:
         notify("STOPPING=1")
         now = time.monotonic_ns()
         self._sweep()
+        self._freeze(list(self._core.state.rings))
         effects, n = self._core.stop(now)
         self._carry_out(effects)
         self._carry_out(self._core.end(time.monotonic_ns()))
@@ -372,6 +386,7 @@ class Server:
         for sock in self._flight.close():
             self._reaper.close_fd(sock.detach())
         self._sockets.close_all()
+        self._rings.close_all()
         self._eventfds.close_all()
         self._creators.close()
         self._supervisor.close()
@@ -420,7 +435,10 @@ class Server:
         self._reaper.pass_time(now)
         if wake_at is not None and wake_at <= now:
             self._sweep()  # what was signalled in time counts
+            rings = self._core.expiring(now)
+            self._freeze(rings)
             self._carry_out(self._core.expire(now))
+            self._thaw(rings)
         limits = self._config.limits
         if self._silent:
             for peer in [p for p in self._silent.values() if p.connected_at + limits.hello_seconds * 1e9 <= now]:
@@ -554,6 +572,13 @@ class Server:
             self._end_peer(peer, "malformed", escape(str(err)))
             self._reap(fds)
             return
+        references: Sequence[fx.Reference] = ()
+        if message[1] != wire.HELLO:
+            references = self._identify(fds) if fds else ()
+            # After the look at what the descriptors carry: a producer commits before it writes, so what was seen there is drained here.
+            self._drain(self._core.concerned(peer.session, message, references))
+            if peer.session not in self._peers:
+                return
         is_answered = spec is None or spec.answered
         self._ledger.take(r.Packet(False, peer.session, message[0], 0), is_answered=is_answered)
         if failpoints.BUG == "consume-before-append":
@@ -562,7 +587,6 @@ class Server:
             self._greet(peer, message)
         else:
             self._core.count_beside(len(self._silent) + len(self._flight))
-            references = self._identify(fds) if fds else ()
             effects = self._core.handle(peer.session, message, references, time.monotonic_ns())
             if message[1] == wire.STATUS:
                 self._add_own_status(effects)
@@ -685,6 +709,7 @@ class Server:
             + self._reaper.pending
             + len(self._foreign)
         )
+        n += len(self._rings)
         n += sum(1 if theirs < 0 else 2 for _, _, theirs, _ in self._sockets.entries())
         return (
             n + sum(len(peer.foreign) + sum(len(fds) for _, fds in peer.queue) for peer in self._peers.values()) + self._supervisor.n_open
@@ -753,28 +778,106 @@ class Server:
         return EVERYBODY if fd in self._door else NOBODY
 
     def _take(self, socket_id: int) -> None:
-        now = time.monotonic_ns()
         try:
             message = self._sockets.receive(socket_id, self._ledger.peek)
         except (BlockingIOError, ConnectionResetError):
             return
         except wire.Malformed as err:
-            timeline = self._core.state.sockets[socket_id]
-            self._log.once(timeline.uid, "timeline", f"timeline {escape(timeline.label)} fails with EPROTO: {escape(str(err))}")
-            self._carry_out(self._core.break_timeline(socket_id, now))
+            self._freeze((socket_id,))
+            self._break(socket_id, err)
+            return
+        # What is in the ring was committed before this was sent.
+        self._drain((socket_id,))
+        if socket_id not in self._core.state.sockets:
             return
         if message is None:
-            self._carry_out(self._core.end_socket(socket_id, now))
+            self._carry_out(self._core.end_socket(socket_id, time.monotonic_ns()))
             return
-        self._ledger.take(r.Packet(True, socket_id, message[0], message[1]))
-        self._carry_out(self._core.handle_timeline(socket_id, message, now))
-        self._ledger.put_down()
+        if message:
+            self._handle_signal(socket_id, message)
         if self._ledger.peek:
             if failpoints.IS_ARMED:
                 failpoints.hit("consume.before")
             self._sockets.consume(socket_id)
             if failpoints.IS_ARMED:
                 failpoints.hit("consume.after")
+        if message and self._is_owners(socket_id, message):
+            self._rings.saw(socket_id, message[1])
+
+    def _handle_signal(self, socket_id: int, message: list[Any]) -> None:
+        if socket_id in self._rings and not self._is_owners(socket_id, message):
+            self._carry_out(self._core.let_in(socket_id, time.monotonic_ns()))
+        self._ledger.take(r.Packet(True, socket_id, message[0], message[1]))
+        self._carry_out(self._core.handle_timeline(socket_id, message, time.monotonic_ns()))
+        self._ledger.put_down()
+
+    def _is_owners(self, socket_id: int, message: list[Any]) -> bool:
+        """Whether the one who has the ring says this, and not somebody into whose hands the descriptor came."""
+        timeline = self._core.state.rings.get(socket_id)
+        return timeline is not None and timeline.ring is not None and timeline.ring.holder == message[0]
+
+    def _break(self, socket_id: int, err: Exception) -> None:
+        timeline = self._core.state.sockets.get(socket_id)
+        if timeline is not None:
+            self._log.once(timeline.uid, "timeline", f"timeline {escape(timeline.label)} fails with EPROTO: {escape(str(err))}")
+            self._carry_out(self._core.break_timeline(socket_id, time.monotonic_ns()))
+
+    # -- rings
+
+    def _drain(self, socket_ids: Iterable[int]) -> None:
+        """Handle what producers have committed to these rings.  Never with a packet in hand that is not on record: what comes to be on record
+        here is not its doing.
+        """
+        for socket_id in socket_ids:
+            now = time.monotonic_ns()
+            try:
+                entries = self._rings.read(socket_id, now)
+            except Nonsense as err:
+                self._rings.freeze((socket_id,))
+                self._break(socket_id, err)
+                continue
+            if entries:
+                self._carry_out(self._core.drain(socket_id, entries, now))
+                if failpoints.IS_ARMED:
+                    failpoints.hit("ring.drained")
+                self._rings.free(socket_id)
+
+    def _freeze(self, socket_ids: Collection[int]) -> None:
+        """Before the broker decides by itself: what was committed counts, and nothing is written by a producer until ``_thaw``."""
+        if socket_ids:
+            self._rings.freeze(socket_ids)
+            if failpoints.IS_ARMED:
+                failpoints.hit("ring.frozen")
+            self._drain(socket_ids)
+
+    def _thaw(self, socket_ids: Iterable[int]) -> None:
+        """Let producers go on, when every eventfd says what was decided."""
+        rings = self._core.state.rings
+        for socket_id in socket_ids:
+            timeline = rings.get(socket_id)
+            if timeline is not None and timeline.ring is not None and not timeline.ring.frozen:
+                if self._eventfds.put_off():
+                    self._eventfds.settle([handle for fence in timeline.points.values() for handle in fence.sync_files])
+                self._rings.thaw(socket_id)
+
+    def _arm(self) -> None:
+        """Tell producers when to ring, and look again at what they committed before they could see it."""
+        lowered = self._rings.arm(self._core.take_arms())
+        if lowered and failpoints.IS_ARMED:
+            failpoints.hit("ring.armed")
+        self._drain(lowered)
+
+    def _resume_rings(self) -> None:
+        """Put the pages right that the last broker left: statuses are written again, so producers may go on where they may."""
+        rings = self._core.state.rings
+        for socket_id in [socket_id for socket_id in rings if socket_id not in self._rings]:
+            self._break(socket_id, OSError(errno.EIO, "its ring is gone"))
+        self._freeze([socket_id for socket_id, timeline in rings.items() if timeline.ring is not None and timeline.ring.frozen])
+        for socket_id in list(rings):
+            self._rings.free(socket_id)
+        self._thaw(list(rings))
+        self._core.rearm()
+        self._arm()
 
     # -- effects
 
@@ -793,6 +896,8 @@ class Server:
         self._depth -= 1
         if self._depth:
             return
+        if self._core.state.rearm:
+            self._arm()
         self._identity.catch_up()
         if self._core.is_untidy:
             self._carry_out(self._core.tidy(time.monotonic_ns()))
@@ -832,6 +937,14 @@ class Server:
                     left += self._create_socket(effect, now)
                 except OSError as err:
                     return self._create(self._core.socket_failed(effect, err.errno or 0, now))
+            elif type(effect) is fx.CreateRing:
+                try:
+                    fd = self._rings.create(effect.socket)
+                except OSError as err:
+                    return self._create(self._core.ring_failed(effect, err.errno or 0, now))
+                if failpoints.IS_ARMED:
+                    failpoints.hit("ring.after")
+                self._ledger.note(r.RingMade(effect.socket, fd))
             elif type(effect) is fx.CloseHandles and any(type(later) in _CREATES for later in effects[index:]):
                 self._eventfds.close(effect.handles)
             else:
@@ -862,6 +975,12 @@ class Server:
         if pidfd is not None:
             self._ledger.note(r.CreatorWatched(session, pidfd))
 
+    def _freeze_ring(self, effect: fx.FreezeRing) -> None:
+        self._freeze((effect.socket,))
+
+    def _close_ring(self, effect: fx.CloseRing) -> None:
+        self._rings.close(effect.socket)
+
     def _signal(self, effect: fx.Signal) -> None:
         if failpoints.IS_ARMED:
             failpoints.hit("act.before")
@@ -888,6 +1007,7 @@ class Server:
     def _close_socket(self, effect: fx.CloseSocket) -> None:
         if failpoints.IS_ARMED:
             failpoints.hit("act.before")
+        self._rings.close(effect.socket)
         self._sockets.close(effect.socket)
         if effect.last_of is not None:
             self._creators.forget(effect.last_of)
@@ -905,6 +1025,8 @@ class Server:
         try:
             end = None if send.socket is None else self._sockets.end_of(send.socket)
             fds = [end.fileno()] if end is not None else self._eventfds.numbers(send.handles) if send.handles else []
+            if send.ring is not None:
+                fds = [self._rings.number(send.ring)]
             if failpoints.BUG == "consume-before-answer" and send.message[0]:
                 self._consume(peer)
             if peer.send(self._ledger.encode(send), fds, time.monotonic_ns()):
@@ -914,7 +1036,7 @@ class Server:
         except (BrokenPipeError, ConnectionResetError):
             pass  # the peer is gone; its end-of-file follows and ends the session
         except OSError as err:
-            if send.handles or send.socket is not None:
+            if send.handles or send.socket is not None or send.ring is not None:
                 self._carry_out(self._core.send_failed(send, err.errno or 0, time.monotonic_ns()))
             else:
                 self._end_peer(peer, "no answer", f"it could not be answered: {err.strerror}")
@@ -953,7 +1075,7 @@ class Server:
                     peer.lost = 0
 
 
-_CREATES: Final = frozenset((fx.CreateEventfds, fx.CreateSocket))
+_CREATES: Final = frozenset((fx.CreateEventfds, fx.CreateSocket, fx.CreateRing))
 
 
 def _waiting_serial(sock: socket.socket) -> int:

@@ -77,7 +77,9 @@ class Sockets:
                 yield socket_id
 
     def receive(self, socket_id: int, flags: int) -> list[Any] | None:
-        """Receive one message: None is end-of-file.  BlockingIOError when there is none, wire.Malformed when it is out of form.
+        """Receive one message: None is end-of-file, an empty one the doorbell.
+
+        BlockingIOError when there is none, wire.Malformed when it is out of form.
 
         With ``PEEK`` among the ``flags`` it stays in its socket until ``consume``.
         """
@@ -89,6 +91,8 @@ class Sockets:
         if fds:
             self._reap(fds)
             raise wire.Malformed("descriptors came on a timeline's socket")
+        if packet == wire.DOORBELL:
+            return []
         if packet:
             return wire.decode_timeline(packet)
         # The event that brought us here may be older than the hang-up: what it was about can have been taken by a sweep.
