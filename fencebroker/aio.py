@@ -146,8 +146,10 @@ class LoopConnection:
             if self.on_event is not None:
                 self.on_event(packet)
             return
-        request, future = self._pending.pop(answer[0])
-        if future.cancelled():
+        request, future = self._pending.pop(answer[0], (None, None))
+        if request is None or future is None:
+            close_all(fds)  # a broker that took over answered again what we had already
+        elif future.cancelled():
             self._discard(request, answer, fds)
         else:
             future.set_result((answer, fds))
@@ -159,7 +161,9 @@ class LoopConnection:
         except wire.Malformed:
             self._lose(no_room())
             return
-        request, future = self._pending.pop(serial)
+        request, future = self._pending.pop(serial, (None, None))
+        if request is None or future is None:
+            return  # it came before
         self._released[False] += lost_handles(request, serial, packet)
         if not future.done():
             future.set_exception(no_room())

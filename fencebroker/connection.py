@@ -229,14 +229,18 @@ class Connection:
         try:
             send_packet(self._sock, wire.encode((serial, request.op, *request.arguments)), request.fds)
             while True:
-                answer, fds = self._receive()
+                try:
+                    answer, fds = self._receive()
+                except Truncated as err:
+                    close_all(err.fds)
+                    if wire.serial_of(err.packet) not in (serial, 0):
+                        continue
+                    self._unexposed += lost_handles(request, serial, err.packet)
+                    raise no_room() from err
                 if answer[0] == serial:
                     break
-                close_all(fds)  # an answer that nobody waits for any more: its wait was interrupted
-        except Truncated as err:
-            close_all(err.fds)
-            self._unexposed += lost_handles(request, serial, err.packet)
-            raise no_room() from err
+                # Nobody waits for it any more: its wait was interrupted, or a broker that took over answered again what we had already.
+                close_all(fds)
         except (BrokenPipeError, ConnectionResetError) as err:
             self._lose()
             raise BrokerUnavailable(f"the broker at {self.path} went away") from err
