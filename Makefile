@@ -6,6 +6,7 @@
 PYTHON ?= python3
 TESTARGS ?=
 BENCHARGS ?=
+CHAOSARGS ?=
 DEMOARGS ?=
 FUZZARGS ?=
 
@@ -20,7 +21,7 @@ $(shell test -x $(RUN) || rm -f .venv/.stamp-*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-systemd fuzz lint format types bench wheel man install uninstall deb clean
+.PHONY: help demo test chaos test-systemd fuzz lint format types bench wheel man install uninstall deb clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +37,9 @@ test: .venv/.stamp-test ## Run the tests on all cores.
 
 fuzz: .venv/.stamp-test ## Give the broker a million wrong packets, some through its sockets (FUZZARGS="--inputs 5000 --live 500").
 	@$(RUN) -m tests.fuzz $(FUZZARGS)
+
+chaos: .venv/.stamp-test ## Kill the broker 10,000 times while everybody uses it, and see that nobody notices.
+	@$(RUN) -m tests.chaos $(CHAOSARGS)
 
 lint: .venv/.stamp-lint ## Check the style of the code.
 	@$(BIN)/ruff check .

@@ -53,9 +53,9 @@ class Broker:
 
 
 @contextmanager
-def running_broker(through: Sequence[str] = ()) -> Iterator[Broker]:
+def running_broker(through: Sequence[str] = (), arguments: Sequence[str] = ()) -> Iterator[Broker]:
     """Run a fencebrokerd of one's own until the block ends; `through` are Python's options before ``-m fencebrokerd``, and then it is
-    a single process without a journal.
+    a single process without a journal.  `arguments` are the broker's own.
     """
     with tempfile.TemporaryDirectory(prefix="fencebroker-bench-") as directory:
         path, log = Path(directory, "broker"), Path(directory, "log")
@@ -73,6 +73,7 @@ def running_broker(through: Sequence[str] = ()) -> Iterator[Broker]:
                         path,
                         "--ready-fd",
                         str(theirs),
+                        *arguments,
                     ],
                     pass_fds=[theirs],
                     stdin=subprocess.DEVNULL,

@@ -10,10 +10,14 @@ from pathlib import Path
 import click
 
 from benchmarks import sections
+from benchmarks.journal import JOURNAL, QUICK_JOURNAL, measure_journal
+from benchmarks.journal import as_markdown as journal_as_markdown
 from benchmarks.measure import FULL, QUICK, measure
 from benchmarks.plots import draw, why_no_plots
 from benchmarks.processes import BenchmarkError
 from benchmarks.profiling import WORKLOADS, profile
+from benchmarks.recovery import QUICK_RECOVERY, RECOVERY, measure_recovery
+from benchmarks.recovery import as_markdown as recovery_as_markdown
 from benchmarks.report import as_json, as_markdown, machine, replace_between_markers, verdicts
 from benchmarks.rest import IdleBroker
 from benchmarks.scale import SIZES, measure_scale
@@ -44,7 +48,22 @@ BROKEN, MISSED = 1, 3
 )
 @click.option("--scale", is_flag=True, help="Measure only the core by itself, with up to a million active fences.")
 @click.option("--scan", is_flag=True, help="Measure only how long fencectl takes to look at 500 processes.")
-def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool, workload: str | None, scale: bool, scan: bool) -> None:
+@click.option(
+    "--recovery", is_flag=True, help="Measure only how long a client notices that the broker was killed, with 10,000 active fences."
+)
+@click.option("--journal", is_flag=True, help="Measure only what the journal costs: the same rates with it and without.")
+def main(
+    *,
+    quick: bool,
+    json_file: Path | None,
+    docs: Path | None,
+    check: bool,
+    workload: str | None,
+    scale: bool,
+    scan: bool,
+    recovery: bool,
+    journal: bool,
+) -> None:
     """Measure fencebroker beside what it stands on, all in one run.
 
     Signal to wake: from the call that signals until poll() returns in another process that was asleep. Rates: export + advance + close,
@@ -64,6 +83,9 @@ def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool,
         if workload is not None:
             click.echo(profile(workload))
             return
+        if recovery or journal:
+            met = _of_the_keeper(quick, recovery, journal)
+            sys.exit(MISSED if check and not met else 0)
         settings, size = (QUICK, sections.QUICK) if quick else (FULL, sections.FULL)
         facts = machine()  # before this run adds to the load
         with IdleBroker() as idle:
@@ -90,6 +112,20 @@ def main(*, quick: bool, json_file: Path | None, docs: Path | None, check: bool,
         _fill(docs, tables)
     if check and not all(verdicts(results, others)):
         sys.exit(MISSED)
+
+
+def _of_the_keeper(quick: bool, recovery: bool, journal: bool) -> bool:
+    """Measure what it gives and what it costs that the broker may be killed; whether the targets are met."""
+    met = True
+    if recovery:
+        felt = measure_recovery(QUICK_RECOVERY if quick else RECOVERY)
+        met = felt.met
+        click.echo(recovery_as_markdown(felt))
+    if journal:
+        prices = measure_journal(*(QUICK_JOURNAL if quick else JOURNAL))
+        met = met and all(price.met for price in prices)
+        click.echo(journal_as_markdown(prices))
+    return met
 
 
 def _fill(docs: Path, tables: str | None) -> None:

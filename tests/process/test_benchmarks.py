@@ -95,6 +95,20 @@ def test_a_scan_sees_every_process(spawn: Spawn) -> None:
     assert len(lines) == 9
 
 
+def test_a_recovery_is_measured(spawn: Spawn) -> None:
+    text = spawn([*COMMAND, "--recovery", "--quick"], cwd=ROOT).finish(50)
+    assert text.startswith("3 x SIGKILL with 500 active fences; 0 lost.")
+    assert "a request across the broker's death" in text
+
+
+def test_the_price_of_the_journal_is_measured(spawn: Spawn) -> None:
+    lines = spawn([*COMMAND, "--journal", "--quick"], cwd=ROOT).finish(50).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:] if line] == [
+        "export + advance + close, one at a time",
+        "the same in batches of 64",
+    ]
+
+
 def test_percentiles_are_samples() -> None:
     assert [percentile(range(1, 101), fraction) for fraction in (0.5, 0.9, 0.99, 1.0)] == [51, 91, 100, 100]
     assert percentile([7], 0.99) == 7

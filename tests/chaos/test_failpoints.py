@@ -1,0 +1,40 @@
+"""The broker dies at each step that matters, with every kind of packet in hand, also when it is about to complete what another left."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from fencebrokerd.shell.failpoints import FAILPOINTS
+from tests.chaos.stepping import sweep
+
+#: Where a broker can be cut off again while it completes what the one before it left.
+AGAIN = [name for name in FAILPOINTS if name.partition(".")[0] in ("recover", "act", "answer", "consume")]
+#: Steps of every packet; the others belong to a few.
+OF_EVERY_PACKET = ("append", "consume")
+#: Packets, ends and expiries in one pass.
+PACKETS = 20
+
+
+def every_other(first: str, second: str, generations: int = 120) -> str:
+    """``first`` kills the odd generations, ``second`` the even ones."""
+    return ",".join(f"{name}@{n}" for n, name in zip(range(1, generations), itertools.cycle((first, second)), strict=False))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", [name for name in FAILPOINTS if not name.startswith(("recover", "compact"))])
+def test_a_death_at_a_step_of_every_packet(name: str) -> None:
+    # A generation gets past one hit and dies at the next: so every other packet is met, and by the second sweep those between them.
+    died = [sweep(failpoints, ["once"])["once"] for failpoints in (f"{name}:2@*", f"{name}:1@1,{name}:2@*")]
+    if name.partition(".")[0] in OF_EVERY_PACKET:
+        assert sum(died) >= PACKETS, died
+    else:
+        assert sum(died) >= 1, died
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_second_death_while_the_first_is_repaired(name: str) -> None:
+    died = sweep(every_other("append.after:5", f"{name}:1"), ["once"])
+    assert died["once"] >= 2, died
