@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import mmap
 import os
 import resource
@@ -56,8 +57,10 @@ _VERSION: Final = 1536  # text: the version that the keeper was started with
 
 #: Exit code of a broker that makes way for the next one.
 STEP_ASIDE: Final = 75
-#: A turn that takes twice as long is a broker that hangs.
+#: A broker at work is looked at so often.  One that has used so much processor time since, and is still in the same turn, hangs; so does one
+#: that is in the same turn after ``LOOKS``, whatever it waits for.  On a machine that is busy otherwise, a turn may just take long.
 LOOK_SECONDS: Final = 2.5
+LOOKS: Final = 12
 #: So many brokers in a row that could not recover end it all.
 FAILURES: Final = 5
 #: A broker that lived shorter than this, and was not killed from outside, is followed after a pause that doubles each time, to at most the second.
@@ -72,7 +75,12 @@ _MEMBARRIER_GLOBAL: Final = 1
 #: clone, timerfd_create, timerfd_settime, membarrier
 _NUMBERS: Final = {"x86_64": (56, 283, 286, 324), "aarch64": (220, 85, 86, 283)}
 _SYSCALLS: Final = _NUMBERS.get(os.uname().machine)
-#: What design calls the status -ECANCELED, as ``fencebroker.fds.status_word`` encodes it.
+#: What each broker needs of the standard library, which no reload can replace anyway: imported once, for all of them.
+_STANDARD: Final = (
+    "array", "ast", "dataclasses", "datetime", "enum", "fcntl", "functools", "gettext", "grp", "heapq", "importlib", "inspect", "ipaddress", "itertools",
+    "pathlib", "pickle", "pwd", "re", "selectors", "socket", "struct", "subprocess", "termios", "threading", "tomllib", "typing", "uuid", "weakref", "zlib",
+)  # fmt: skip
+#: The status -ECANCELED, as ``fencebroker.fds.status_word`` encodes it.
 _CANCELED: Final = 2**63 + (125 << 48) + 2**47
 _FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP})
 _WATCHED: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -269,6 +277,7 @@ class Keeper:
         self._broker = 0  #: its pid while it lives
         self._rehearsal = 0
         self._killed_for = ""
+        self._seen = (0, 0, 0.0)  # a turn, how often it was looked at, and the processor time used before
         self._failures = 0
         self._crashes = 0
         self._blamed = (0, 0, 0)
@@ -282,6 +291,8 @@ class Keeper:
         """Keep; returns the exit code."""
         words = self.page.words
         words[STARTED] = time.monotonic_ns()
+        for name in _STANDARD:
+            importlib.import_module(name)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         if hard != resource.RLIM_INFINITY:  # its own few descriptors come after all of the broker's
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -343,12 +354,12 @@ class Keeper:
         poll = select.poll()
         poll.register(self._wakes, select.POLLIN)
         poll.register(self.page.timer, select.POLLIN)
-        seen = 0
+        self._seen = (0, 0, 0.0)
         while True:
             for fd, _ in poll.poll():
                 if fd == self.page.timer:
                     os.read(fd, 8)
-                    seen = self._look(seen)
+                    self._look()
                 else:
                     self._hear(os.read(fd, 512))
             while (status := self._bury()) is not None:
@@ -388,18 +399,23 @@ class Keeper:
             elif pid == self.reaper.pid and not os.WIFSTOPPED(status):
                 self.reaper.start()
 
-    def _look(self, seen: int) -> int:
+    def _look(self) -> None:
         """See whether the broker is still in the turn that it was in last time."""
         words = self.page.words
         words[ARMED] = 0
         _syscall(3, _MEMBARRIER_GLOBAL, 0, 0)  # it arms the timer unless it sees that it runs: what it stored before that is seen below
         turn = words[TURN]
-        if not turn % 2:
-            return 0
-        if turn == seen:
+        if not turn % 2 or not self._broker:
+            return
+        used = _processor_seconds(self._broker)
+        seen, looks, before = self._seen
+        if turn != seen:
+            self._seen = turn, 1, used
+        elif used - before >= LOOK_SECONDS or looks >= LOOKS:
             self._kill("it did not come to the end of a turn")
+        else:
+            self._seen = turn, looks + 1, before
         self.page.arm()
-        return turn
 
     def _kill(self, why: str) -> None:
         self._killed_for = why
@@ -443,6 +459,16 @@ def _broker(keeper: Keeper) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def _processor_seconds(pid: int) -> float:
+    """How much processor time a process has used."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
+            fields = stream.read().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

@@ -49,7 +49,9 @@ def take_over(keeper: Keeper, read: Callable[[], Config]) -> tuple[Server, Liste
     log.set_level(config.log_level)
     if failpoints.IS_ARMED:
         failpoints.hit("recover.replayed")
+    advance()
     table = open_descriptors()
+    advance()
     addresses = [_address(listening.fd) for listening in found.listeners]
     adopted, unknown = reconcile(found, table, keeper.descriptors, bool(words[ACCEPTING]), addresses)
     words[ACCEPTING] = 0
@@ -60,7 +62,9 @@ def take_over(keeper: Keeper, read: Callable[[], Config]) -> tuple[Server, Liste
     if failpoints.IS_ARMED:
         failpoints.hit("recover.reconciled")
     server.adopt(found, adopted)
+    advance()
     server.redo(found)
+    advance()
     for fault in found.faults:
         log.write("error", f"a fault of the broker's own: {fault}")
     if found.version != __version__:
