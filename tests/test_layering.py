@@ -45,7 +45,14 @@ LIBRARY_EXTRAS: Final[dict[str, dict[str, frozenset[str]]]] = {
 }
 
 #: What the core may import of ours: itself, and values.  The messages of the wire are values; its codec does no I/O.
-CORE_MAY_IMPORT: Final = ("fencebroker.model", "fencebroker.errors", "fencebroker.latency", "fencebroker.wire", "fencebrokerd.core")
+CORE_MAY_IMPORT: Final = (
+    "fencebroker.model",
+    "fencebroker.errors",
+    "fencebroker.latency",
+    "fencebroker.wire",
+    "fencebroker.ring",
+    "fencebrokerd.core",
+)
 
 #: Names that few modules may use: descriptors travel, and eventfds are written, in one place.
 RESERVED: Final = frozenset({"sendmsg", "recvmsg", "recvmsg_into", "SCM_RIGHTS", "eventfd_write", "eventfd_read"})
