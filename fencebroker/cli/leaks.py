@@ -55,7 +55,7 @@ def leaks(invocation: Invocation, older: float, reclaim: bool) -> None:
     "Signalled and still held": processes that keep descriptors of fences that signalled long ago; at some thousands of them they reach
     their limit. NO RECORD counts those that the broker has forgotten: their age is not known. "Active and held by nobody": exported, and
     closed again by everybody who had it; an eventfd tells nobody, so the broker keeps its copy until the fence signals. --reclaim gives
-    these up. A holder that could not be seen (another user's, or a descriptor on its way through a socket) does not hang then: its
+    these up. A producer keeps a copy of what it has to signal itself: held by that alone, and given back, counts as held by nobody. A holder that could not be seen (another user's, or a descriptor on its way through a socket) does not hang then: its
     descriptor is completed with ECANCELED.
     """
     with invocation.connect() as broker:
@@ -96,12 +96,21 @@ def _hoards(snapshot: Snapshot, before: int) -> list[Hoard]:
 
 
 def _unheld(snapshot: Snapshot, before: int) -> list[SyncFileRow]:
-    held = {eventfd.id for holder in snapshot.scan.holders.values() for eventfd in holder.eventfds}
-    return [
-        row
-        for row in snapshot.sync_files.values()
-        if not row.status and row.created_ns <= before and row.eventfd_id and row.eventfd_id not in held
-    ]
+    """What is active and held by nobody, or only by its producer after he gave it back: he keeps a copy of what he has to write himself."""
+    pids: dict[int, set[int]] = {}
+    for holder in snapshot.scan.holders.values():
+        for eventfd in holder.eventfds:
+            pids.setdefault(eventfd.id, set()).add(holder.pid)
+    found = []
+    for row in snapshot.sync_files.values():
+        if row.status or row.created_ns > before or not row.eventfd_id:
+            continue
+        held_by = pids.get(row.eventfd_id, set())
+        timeline = snapshot.timelines.get(row.context) if row.kind == "point" else None
+        owners = set() if timeline is None else {holder.pid for holder in snapshot.holding(timeline)}
+        if not held_by or (not row.is_open and held_by <= owners):
+            found.append(row)
+    return found
 
 
 def _reclaim(broker: Broker, handles: list[int]) -> list[int]:

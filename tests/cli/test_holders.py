@@ -82,7 +82,11 @@ def test_an_epoll_set_is_seen_where_nobody_sleeps(fencectl: Fencectl, broker: Br
 
 
 def test_every_copy_of_a_descriptor_counts(fencectl: Fencectl, broker: BrokerProcess) -> None:
-    with fb.connect(broker.path) as connection, connection.create_timeline("camera0") as timeline, timeline.export(1) as fence:
+    with (
+        fb.connect(broker.path) as connection,
+        connection.create_timeline("camera0") as timeline,
+        timeline.export(1, private=True) as fence,
+    ):
         copy = os.dup(fence.fileno())
         try:
             value = fencectl("holders", "1", "--json").json()
@@ -94,7 +98,7 @@ def test_every_copy_of_a_descriptor_counts(fencectl: Fencectl, broker: BrokerPro
 
 def test_nobody_holds_it(fencectl: Fencectl, broker: BrokerProcess) -> None:
     with fb.connect(broker.path) as connection, connection.create_timeline("camera0") as timeline:
-        with timeline.export(1) as fence:
+        with timeline.export(1, private=True) as fence:  # private: the producer keeps no copy
             os.close(os.dup(fence.fileno()))  # exposed: the broker keeps its copy
             id = connection.info(fence).id
         result = fencectl("holders", f"#{id}")
