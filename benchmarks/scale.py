@@ -11,7 +11,7 @@ from time import process_time_ns
 from typing import NamedTuple
 
 from fencebroker import wire
-from fencebroker.model import Limits
+from fencebroker.limits import Limits
 from fencebrokerd.core.broker import Broker
 from fencebrokerd.core.minting import mint
 

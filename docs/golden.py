@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from fencebroker import wire
-from fencebroker.model import Limits
+from fencebroker.limits import Limits
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core.broker import Broker
 

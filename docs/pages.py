@@ -20,7 +20,7 @@ from docs.reference import keys, options, own_quotas, policy, reasons
 from fencebroker import ring, wire
 from fencebroker.errors import REFUSALS
 from fencebroker.fds import OK_WORD, status_word
-from fencebroker.model import Limits
+from fencebroker.limits import Limits
 from fencebroker.rows import ROWS
 
 __all__ = ["PAGES", "filled"]

@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from fencebroker.cli.main import cli as fencectl
-from fencebroker.model import Limits
+from fencebroker.limits import Limits
 from fencebrokerd.cli import cli as fencebrokerd
 from fencebrokerd.cli import toml
 from fencebrokerd.config import POLICY, QUOTAS, Config, settings

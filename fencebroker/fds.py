@@ -271,7 +271,10 @@ def eventfd_info(fd: int) -> EventfdInfo | None:
 
 
 def read_fdinfo(fd: int) -> EventfdInfo | None:
-    """Like eventfd_info for a descriptor known to be an eventfd: one open, read and close."""
+    """Like eventfd_info for a descriptor known to be an eventfd: one open, read and close.
+
+    None also when a holder has put so many locks on the file that what is looked for is not in the first 4 KiB.
+    """
     info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         text = os.read(info, 4096)

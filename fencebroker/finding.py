@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import select
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -99,6 +98,8 @@ def start_user_broker(path: Path, idle_exit: int = IDLE_EXIT) -> None:
 
 
 def _start(path: Path, log: Path, idle_exit: int) -> None:
+    import subprocess
+
     ready_r, ready_w = (OwnedFd(fd) for fd in os.pipe2(os.O_CLOEXEC))
     with ready_r, ready_w, OwnedFd(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)) as out:
         command = [sys.executable, "-P", "-m", "fencebrokerd", "--listen", str(path), "--idle-exit", str(idle_exit)]

@@ -25,7 +25,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import select
 import socket
 import threading
@@ -60,7 +59,7 @@ _U32: Final = 2**32 - 1
 _DRIVER: Final = "sw_sync"
 
 _lock = threading.Lock()
-_holder = secrets.randbits(64)
+_holder = int.from_bytes(os.urandom(8))
 _counter = 0
 #: Cookie of a timeline's descriptor -> its context, for the session that has shown it; forgotten with the session.
 _contexts: dict[int, int] = {}
@@ -71,7 +70,7 @@ def _start_over() -> None:
     """A forked child is another holder: its packets must not look like its parent's."""
     global _lock, _holder, _counter  # noqa: PLW0603 - a forked child starts over
     _lock = threading.Lock()
-    _holder = secrets.randbits(64)
+    _holder = int.from_bytes(os.urandom(8))
     _counter = 0
 
 

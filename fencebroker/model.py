@@ -1,4 +1,4 @@
-"""The values both ends share: limits, status words, points, and what a query returns.  Pure.
+"""The values both ends share: status words, points, and what a query returns.  Pure.
 
 Terms are the kernel's (``Documentation/driver-api/sync_file.rst``, ``include/linux/dma-fence.h``); ``docs/design.md`` lists
 where a meaning differs.  All times are nanoseconds of ``CLOCK_MONOTONIC`` unless a name says otherwise.
@@ -6,16 +6,16 @@ where a meaning differs.  All times are nanoseconds of ``CLOCK_MONOTONIC`` unles
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 __all__ = [
     "ACTIVE",
     "MAX_ERRNO",
     "OK",
+    "PACKET_BYTES",
+    "PACKET_DESCRIPTORS",
     "U64_MAX",
     "Event",
-    "Limits",
     "Point",
     "ProcessInfo",
     "SyncFenceInfo",
@@ -37,62 +37,15 @@ OK: Final = 1
 MAX_ERRNO: Final = 4095
 U64_MAX: Final = 2**64 - 1
 
+#: The largest packet, either way, and the most descriptors in one; ``limits.py`` has the reasons.
+PACKET_BYTES: Final = 16 * 1024
+PACKET_DESCRIPTORS: Final = 253
 #: A sync_file's name is at most 31 bytes and a NUL (struct sync_merge_data.name[32]).
 MAX_SYNC_FILE_NAME: Final = 31
 MAX_TIMELINE_NAME: Final = 255
 #: What a timeline's name may not hold: ``@`` and ``/`` separate the parts of a point, ``:`` those of a fence's number, ``#`` begins a
 #: sync_file's, and a NUL ends a C string.
 _RESERVED: Final = frozenset("@/:#\0")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Every limit of the broker in one table, with the reason for each.  Numbers are counts unless the name says bytes or seconds."""
-
-    #: Decoding MessagePack amplifies memory, 72-fold for what is there and more for arrays that are only declared: with 16 KiB the worst
-    #: packet costs 9 MiB until it is refused.
-    packet_bytes: int = 16 * 1024
-    #: SCM_MAX_FD: the kernel refuses a 254th descriptor in one message.
-    packet_descriptors: int = 253
-    #: A process needs one session; 256 leave room for a machine of workers under one uid.
-    sessions_per_uid: int = 256
-    sessions: int = 1024
-    #: A connection that says nothing holds two descriptors; five seconds are ample for a local hello.
-    hello_seconds: float = 5.0
-    #: Of so many that say nothing, the oldest of the user who has most of them gives way to the next connection.
-    half_open: int = 256
-    #: A timeline costs two descriptors while it is created and one after that.
-    timelines_per_uid: int = 1024
-    timelines: int = 4096
-    #: A timeline on which many sessions may mint costs 150 bytes for each of them.
-    minters_per_uid: int = 16_384
-    #: The table of descriptors; the shell replaces it by RLIMIT_NOFILE.
-    descriptors: int = 20_000
-    #: Kept free so that accepting, importing and inspecting still work when the rest is used up.
-    descriptor_reserve: int = 64
-    #: Of what the reserve leaves, one uid may have this share in sync_files.
-    sync_files_share: float = 0.8
-    #: A merge walks its members once; 1,024 keep that well under a millisecond.
-    merge_members: int = 1024
-    #: A member costs up to 300 bytes while its merge is on record: these are 20 MiB, and four for each of 15,000 sync_files.
-    members_per_uid: int = 65_536
-    members: int = 262_144
-    #: Descriptors in flight count against the broker's own limit until the client reads them.
-    unread_descriptors: int = 256
-    #: Over all sessions of a user, those that have ended with unread answers included.  A user who reads leaves none.
-    unread_per_uid: int = 2048
-    #: What waits for one slow reader: an answer and a burst of events.  A larger queue would only delay its end.
-    queued_bytes: int = 256 * 1024
-    #: A session that takes nothing for so long is disconnected.
-    stalled_seconds: float = 10.0
-    #: Signalled fences whose handle is closed are kept for questions afterwards, the newest so many per uid.
-    retained_records: int = 1024
-    #: Failed points remembered per timeline, so that a later export of one still has its error.
-    remembered_failures: int = 1024
-    #: A remembered failure costs 250 bytes; beyond these 16 MiB a timeline forgets its oldest when another of its points fails.
-    failures_per_uid: int = 65_536
-    #: Who follows the events has each of them written out; people look with a few programs at a time.
-    subscriptions_per_uid: int = 16
 
 
 class Point(NamedTuple):
@@ -154,8 +107,7 @@ class SyncFileInfo(NamedTuple):
     detached: bool  #: the broker forgot the fence; the status comes from the descriptor itself
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One change in the broker, in the kernel's trace names where there is one (``dma_fence_signaled`` ...)."""
 
     name: str

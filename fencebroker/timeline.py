@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import select
 import socket
 import threading
@@ -47,7 +46,7 @@ class Signaller:
     def __init__(self, fd: OwnedFd, value: int = 0) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd.detach())
         self._lock = threading.RLock()
-        self.holder = secrets.randbits(64)
+        self.holder = int.from_bytes(os.urandom(8))
         self._counter = 0
         self._own: Exclusive | None = None
         self._sent = value  # the value as far as this object knows: the timeline is at least there

@@ -20,10 +20,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
-from fencebroker.model import MAX_ERRNO, MAX_SYNC_FILE_NAME, MAX_TIMELINE_NAME, U64_MAX, Limits
+from fencebroker.model import MAX_ERRNO, MAX_SYNC_FILE_NAME, MAX_TIMELINE_NAME, PACKET_BYTES, PACKET_DESCRIPTORS, U64_MAX
 
 __all__ = [
     "PACKET_BYTES",
+    "PACKET_DESCRIPTORS",
     "REQUESTS",
     "TIMELINE_OPS",
     "VERSION",
@@ -36,8 +37,6 @@ __all__ = [
 
 #: Changes when a message changes its meaning or its form; new ops do not change it (they are refused with ENOSYS by old brokers).
 VERSION: Final = 1
-PACKET_BYTES: Final = Limits().packet_bytes
-PACKET_DESCRIPTORS: Final = Limits().packet_descriptors
 
 Message: TypeAlias = list[Any]
 Check: TypeAlias = Callable[[Any], bool]

@@ -36,6 +36,7 @@ UNREPEATABLE: Final = frozenset({"id", "hash"})
 #: What the pure modules of the library may import beside ``PURE``, and which of its names they may use.
 LIBRARY_EXTRAS: Final[dict[str, dict[str, frozenset[str]]]] = {
     "model.py": {},
+    "limits.py": {},
     "errors.py": {"os": frozenset({"strerror"})},  # the text of an errno
     "wire.py": {"msgpack": frozenset({"packb", "unpackb", "Packer", "exceptions"})},  # one packet, one message: never an Unpacker
     "protocol.py": {},
@@ -47,10 +48,11 @@ LIBRARY_EXTRAS: Final[dict[str, dict[str, frozenset[str]]]] = {
 #: What the core may import of ours: itself, and values.  The messages of the wire are values; its codec does no I/O.
 CORE_MAY_IMPORT: Final = (
     "fencebroker.model",
+    "fencebroker.limits",
     "fencebroker.errors",
     "fencebroker.latency",
-    "fencebroker.wire",
     "fencebroker.ring",
+    "fencebroker.wire",
     "fencebrokerd.core",
 )
 

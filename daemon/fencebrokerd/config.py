@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from fencebroker.model import Limits, printable
+from fencebroker.limits import Limits
+from fencebroker.model import printable
 
 __all__ = ["POLICY", "QUOTAS", "Config", "ConfigError", "load", "settings"]
 

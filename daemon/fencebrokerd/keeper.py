@@ -488,10 +488,11 @@ def cancel_fences() -> None:
         try:
             if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventfd]":
                 info = os.open(f"/proc/self/fdinfo/{name}", os.O_RDONLY | os.O_CLOEXEC)
-                words = os.read(info, 4096).split()
+                lines = [line.split() for line in os.read(info, 4096).splitlines()]
                 os.close(info)
-                fields = dict(zip(words[::2], words[1::2], strict=False))
-                if fields.get(b"eventfd-semaphore:", b"1") == b"1" and int(fields[b"eventfd-count:"], 16) == 0:
+                # Locks that a holder has put on the file are lines too, of more words, and many of them hide the count: that is its own loss.
+                fields = {words[0]: words[1] for words in lines if len(words) == 2}
+                if fields.get(b"eventfd-semaphore:", b"1") == b"1" and int(fields.get(b"eventfd-count:", b"1"), 16) == 0:
                     os.write(int(name), _CANCELED.to_bytes(8, "little"))
         except OSError:
             continue  # closed meanwhile, or it blocks: its holder sees to that

@@ -12,7 +12,8 @@ from fencebroker import SyncFile
 from fencebroker.cli.child import become
 from fencebroker.cli.command import CommandVerb, Invocation, asks_broker, parsed, point_name, wants_json
 from fencebroker.cli.completion import complete_points
-from fencebroker.model import Limits, check_sync_file_name
+from fencebroker.limits import Limits
+from fencebroker.model import check_sync_file_name
 
 __all__ = ["export", "merge"]
 

@@ -15,7 +15,8 @@ from fencebroker.cli.command import Invocation, Verb, asks_broker, parsed, point
 from fencebroker.cli.completion import complete_points
 from fencebroker.cli.render import Column, Table, state, status_cell
 from fencebroker.cli.suggest import did_you_mean, timeline_names
-from fencebroker.model import OK, Limits, printable
+from fencebroker.limits import Limits
+from fencebroker.model import OK, printable
 
 __all__ = ["error_of", "wait", "wait_for"]
 

@@ -11,7 +11,7 @@ from tests.core.world import World
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fencebroker.model import Limits
+    from fencebroker.limits import Limits
     from tests.core.world import MakeWorld
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fencebroker import wire
 from fencebroker.errors import Refusal, exception_from_refusal
-from fencebroker.model import Limits
+from fencebroker.limits import Limits
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core.account import allowance
 from tests.core.world import ALICE, BOB, CAROL, ROOT, World, limits, table

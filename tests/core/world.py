@@ -16,7 +16,7 @@ import msgpack
 from fencebroker import wire
 from fencebroker.errors import Refusal
 from fencebroker.fds import status_from_count, status_word
-from fencebroker.model import Limits
+from fencebroker.limits import Limits
 from fencebroker.ring import Entry
 from fencebroker.rows import Row, read_row
 from fencebrokerd.core import effects as fx

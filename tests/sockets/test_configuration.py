@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from fencebroker.model import Limits
+from fencebroker.limits import Limits
 from fencebrokerd.config import POLICY, QUOTAS, Config, ConfigError, load
 
 if TYPE_CHECKING:

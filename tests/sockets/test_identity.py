@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
+import struct
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -123,6 +125,26 @@ def test_few_numbers_are_unread_after_catching_up(make: Callable[[], int]) -> No
         assert len(identity._unread) == LAZY, "its number was known: nothing else was read"
         assert identity.identify(newest.fileno()) == fx.KnownFence(len(fds), 0)
         assert len(identity._unread) == LAZY - 1, "the newest is looked at first"
+
+
+F_OFD_SETLK: Final = 37  # Python knows it by name only where the C library did
+
+
+def test_locks_that_hide_the_id_cost_their_holder_alone(make: Callable[[], int]) -> None:
+    """The kernel lists the locks of a file before the eventfd's own lines, and only so much is read."""
+    identity = Identity()
+    identity._can_compare = False
+    locked, other = make(), make()
+    for handle, fd in enumerate((locked, other), 1):
+        identity.add_eventfd(handle, fd)
+    for number in range(200):
+        fcntl.fcntl(locked, F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 2 * number, 1, 0))
+    with OwnedFd(os.dup(locked)) as one, OwnedFd(os.dup(other)) as two:
+        assert identity.identify(two.fileno()) == fx.KnownFence(2, 0)
+        assert isinstance(identity.identify(one.fileno()), fx.Foreign)
+        assert identity.identify(two.fileno()) == fx.KnownFence(2, 0)
+    identity.remove_eventfd(1)
+    identity.remove_eventfd(2)
 
 
 def test_only_a_few_are_asked_first(make: Callable[[], int]) -> None:

@@ -7,7 +7,8 @@ from typing import Any, Final
 import pytest
 
 from fencebroker import wire
-from fencebroker.model import U64_MAX, Limits
+from fencebroker.limits import Limits
+from fencebroker.model import U64_MAX
 
 U64: Final[list[Any]] = [0, 1, 127, 128, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, U64_MAX]
 POSITIVE: Final = U64[1:]

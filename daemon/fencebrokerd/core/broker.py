@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fencebroker import ring, wire
 from fencebroker.errors import Refusal
-from fencebroker.model import Limits
+from fencebroker.limits import Limits
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
 from fencebrokerd.core import inspection, minting, rings, signalling, trace

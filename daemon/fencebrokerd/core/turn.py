@@ -15,7 +15,7 @@ from fencebrokerd.core.state import FOLD, nobody
 from fencebrokerd.core.trace import render
 
 if TYPE_CHECKING:
-    from fencebroker.model import Limits
+    from fencebroker.limits import Limits
     from fencebrokerd.core.account import Account
     from fencebrokerd.core.events import Event
     from fencebrokerd.core.fence import Array, Fence

@@ -71,7 +71,7 @@ class Identity:
         if handle in self._unread:
             del self._unread[handle]
         else:
-            self._handles.pop(self._ids.pop(handle), None)
+            self._handles.pop(self._ids.pop(handle, -1), None)
 
     def eventfd_id(self, handle: int) -> int:
         """The id of our copy, by which /proc shows who else holds one; 0 when there is no descriptor left to look with."""
@@ -154,8 +154,9 @@ class Identity:
 
     def _read(self, handle: int) -> int:
         info = read_fdinfo(self._fds[handle])
-        assert info is not None, "our own descriptor is an eventfd"
         del self._unread[handle]
+        if info is None:  # a holder has put locks on the file, whose list hides the id: only those who hold it lose by that
+            return -1
         self._ids[handle] = info.id
         self._handles[info.id] = handle
         return info.id

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
-from fencebroker.model import Limits
+from fencebroker.limits import Limits
 from fencebrokerd import __version__
 from fencebrokerd.config import Config
 from fencebrokerd.core.events import EVENTS

@@ -7,7 +7,7 @@ import zlib
 from typing import Final, Self
 
 from fencebroker import wire
-from fencebroker.model import Limits
+from fencebroker.limits import Limits
 from fencebrokerd.core import effects as fx
 from tests.core.world import ALICE, BOB, ROOT, Client, World
 from tests.fuzz.mutation import message
