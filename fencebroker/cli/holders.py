@@ -26,7 +26,8 @@ owners
 
 holders
   PROCESS       FD  HOW    ID  NAME     POINT      STATUS  AGE
-  4211 capture   6  holds   2  frame-7  camera0@7  active  4.2 s
+  4211 capture   7  holds   2  frame-7  camera0@7  active  4.2 s
+  4211 capture   8  holds   2  frame-7  camera0@7  active  4.2 s
 """
 
 
