@@ -179,6 +179,7 @@ class Peer:
         "session",
         "sock",
         "stalled_at",
+        "swept",
         "unread",
     )
 
@@ -201,6 +202,8 @@ class Peer:
         #: Descriptors in ``sent`` and in ``queue``.
         self.unread = 0
         self.stalled_at = 0
+        #: Packets taken from timelines' sockets before the next one of this session is read.
+        self.swept = 0
         self.lost = 0
         #: The packet whose answer is queued: it stays in its socket until then, and so does what it brought that is not ours.
         self.owed: Owed | None = None

@@ -4,7 +4,7 @@ Facts
   epoll does not report in the order in which descriptors became ready.  A client that acted on a timeline's socket (or just closed it) and
   then asks on its session must be answered as if the action came first, for it did.
 Rule
-  Timelines' sockets are in an epoll of their own too.  After a session's packet is received and before it is handled, it is emptied.
+  Timelines' sockets are in an epoll of their own too.  After a session's packet has come and before it is read, it is emptied.
   It also keeps a busy crowd's requests from delaying other people's signals.
 Order, so that a broker that is killed anywhere leaves what the next one can go on with
   peek      the packet stays in its socket
@@ -64,6 +64,8 @@ __all__ = ["Server"]
 
 #: Packets taken from timelines' sockets in one sweep: more than a default socket can queue, so what was sent before is seen.
 SWEEP: Final = 600
+#: So many of them in one turn.
+SLICE: Final = 16
 #: How many of them may be another user's than the asker's; of a busy one it is one, so that a flood delays nobody's question.
 FOREIGN: Final = 64
 #: Descriptors that no session may take: the last ones are for receiving and looking at what clients send, the others for telling a session
@@ -527,6 +529,13 @@ class Server:
             return
         if not events & (select.EPOLLIN | _GONE):
             return
+        # What was sent before this packet comes before it; whoever has sent very much has it taken in slices, and others' turns in between.
+        if not self._sweep(peer.credentials.uid, SLICE) and peer.swept < SWEEP:
+            peer.swept += SLICE
+            return
+        peer.swept = 0
+        if peer.session not in self._peers:
+            return
         try:
             packet, fds = recv_packet(peer.sock, NOWAIT | self._ledger.peek)
         except BlockingIOError:
@@ -547,11 +556,7 @@ class Server:
             self._reap(fds)
             return
         self._looked_at = peer
-        self._sweep(peer.credentials.uid)
-        if peer.session in self._peers:
-            self._receive(peer, packet, fds)
-        else:
-            self._reap(fds)
+        self._receive(peer, packet, fds)
         self._looked_at = None
 
     def _explain(self, peer: Peer, err: Truncated) -> None:
@@ -744,11 +749,11 @@ class Server:
 
     # -- timelines
 
-    def _sweep(self, asker: int = NOBODY) -> None:
-        """Take what waits on timelines' sockets, in turns, a packet each: all of the asker's, of others what is no flood."""
+    def _sweep(self, asker: int = NOBODY, most: int = SWEEP) -> bool:
+        """Take what waits on timelines' sockets, in turns, a packet each: all of the asker's, of others what is no flood; True when it is all."""
         fairness, n = self._fairness, 0
         foreign: dict[int, int] = {}
-        while n < SWEEP:
+        while n < most:
             began = n
             for socket_id in self._sockets.ready():
                 uid = self._core.payer_of(socket_id)
@@ -762,7 +767,8 @@ class Server:
                 self._take(socket_id)
                 fairness.work_for(before)
             if n == began:
-                return
+                return True
+        return False
 
     def _uid_of(self, fd: int) -> int:
         """For whom the work on a descriptor's event is."""
