@@ -143,4 +143,43 @@ def fence() -> str:
     return d.done()
 
 
-PICTURES: Final[Mapping[Path, Callable[[], str]]] = {Path(__file__).parent / "fence.svg": fence}
+def trust() -> str:
+    """Draw who trusts whom with what."""
+    d = _Drawing(
+        "Who trusts whom",
+        "Two users and a broker between them. The broker checks, charges and takes in turn what either of them sends, and tells both the truth "
+        "about fences. A sync_file that one user hands the other is a right to wait and no right to signal, and both can spoil it; after an import "
+        "the other has a descriptor that nobody else holds. Without a mode or a descriptor they see nothing of each other.",
+    )
+    left, right = PRODUCER, CONSUMER
+    d.process(left, "ada", "any user")
+    d.process(BROKER, "fencebrokerd", "a user of its own, no privileges")
+    d.process(right, "bob", "another user")
+    middle, beyond = (left + BROKER) // 2, (BROKER + right) // 2
+    for start, x in ((left, middle), (right, beyond)):
+        d.arrow(start, BROKER, 118)
+        d.text(x, 110, "packets, descriptors", "soft")
+        d.text(x, 136, "checked, charged, in turn")
+        d.arrow(BROKER, start, 176)
+        d.text(x, 168, "what a fence's status is", "soft")
+        d.text(x, 194, "believed")
+    d.rule(218)
+    d.arrow(left, right, 254, own=True, fd=True)
+    d.text(middle, 246, "a sync_file, handed over", "soft")
+    d.text(middle, 272, "a right to wait, not to signal")
+    d.text(beyond, 272, "one eventfd: both can spoil it")
+    d.arrow(right, BROKER, 312, fd=True)
+    d.text(beyond, 304, "import", "code")
+    d.arrow(BROKER, right, 340, own=True, fd=True)
+    d.text(beyond, 358, "one that nobody else holds")
+    d.text(middle, 318, "knows the truth,")
+    d.text(middle, 338, "whatever was written to the other")
+    d.rule(384)
+    d.text(BROKER, 412, "no mode, no descriptor: ada and bob see nothing of each other, not even counts")
+    return d.done()
+
+
+PICTURES: Final[Mapping[Path, Callable[[], str]]] = {
+    Path(__file__).parent / "fence.svg": fence,
+    Path(__file__).parent / "trust.svg": trust,
+}

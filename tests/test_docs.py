@@ -18,7 +18,7 @@ from fencebroker import fds
 from tests.helpers import LIMIT, BrokerProcess, Spawn, package_folder, wait_readable
 
 ROOT: Final = Path(__file__).parent.parent
-PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES: Final = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 IS_CHECKOUT: Final = (ROOT / "fencebroker").is_dir()
 #: Where the tests run against an installed wheel, these are not there.
 ONLY_IN_A_CHECKOUT: Final = {"LICENSE", "fencebroker", "daemon"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import pathlib
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
@@ -277,6 +278,25 @@ def test_the_exceptions_are_still_needed() -> None:
         package, _, module = name.partition("/")
         used = {mention for _, mention in mentioned((package_folder(package) / module).read_text("utf-8"))}
         assert used & allowed, f"{name} uses none of {sorted(allowed)}; take it out of RESERVED_FOR"
+
+
+#: What of other people's code runs in the daemon; each of them can be attacked through it.
+IN_THE_DAEMON: Final = frozenset({"click", "msgpack"})
+
+
+def test_the_daemon_runs_little_code_of_others() -> None:
+    folder = package_folder("fencebrokerd")
+    used = {name.partition(".")[0] for path in modules(folder) for _, name in imported(path.read_text("utf-8"))}
+    assert used - sys.stdlib_module_names - {"fencebroker", "fencebrokerd"} == IN_THE_DAEMON
+
+
+def test_each_dependency_has_a_reason_and_a_lower_bound() -> None:
+    path = pathlib.Path(__file__).parents[1] / "pyproject.toml"
+    section = path.read_text("utf-8").split("\ndependencies = [", 1)[1].split("]", 1)[0]
+    lines = [line.strip() for line in section.splitlines() if line.strip()]
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r'"[a-z-]+>=[\d.]+",\s+# \S.*', line), line
 
 
 def test_daemon_is_a_folder_and_not_a_package() -> None:
