@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 
 from benchmarks import sections
+from benchmarks.hostile import TARGET, measure_hostile
+from benchmarks.hostile import as_markdown as as_table
 from benchmarks.journal import JOURNAL, QUICK_JOURNAL, measure_journal
 from benchmarks.journal import as_markdown as journal_as_markdown
 from benchmarks.measure import FULL, QUICK, measure
@@ -46,6 +48,7 @@ BROKEN, MISSED = 1, 3
 @click.option(
     "--profile", "workload", type=click.Choice(WORKLOADS), help="Measure nothing; show where the broker and its client spend their time."
 )
+@click.option("--hostile", is_flag=True, help="Measure only a pipeline beside twenty clients that attack the broker (root).")
 @click.option("--scale", is_flag=True, help="Measure only the core by itself, with up to a million active fences.")
 @click.option("--scan", is_flag=True, help="Measure only how long fencectl takes to look at 500 processes.")
 @click.option(
@@ -63,6 +66,7 @@ def main(
     scan: bool,
     recovery: bool,
     journal: bool,
+    hostile: bool,
 ) -> None:
     """Measure fencebroker beside what it stands on, all in one run.
 
@@ -76,6 +80,9 @@ def main(
         return
     if scan:
         click.echo(measure_scan(*((20, 1) if quick else ())))
+        return
+    if hostile:
+        _measure_hostile(quick, check)
         return
     if docs is not None:
         _fill(docs, None)  # so that a wrong file is refused before the measurement, not after it
@@ -126,6 +133,19 @@ def _of_the_keeper(quick: bool, recovery: bool, journal: bool) -> bool:
         met = met and all(price.met for price in prices)
         click.echo(journal_as_markdown(prices))
     return met
+
+
+def _measure_hostile(quick: bool, check: bool) -> None:
+    rounds, wakes = (2, 50) if quick else (7, 500)
+    try:
+        with click.progressbar(length=5 * (rounds + 1), label="rounds", file=sys.stderr) as bar:
+            attacks = measure_hostile(rounds, wakes, lambda: bar.update(1))
+    except BenchmarkError as err:
+        click.echo(f"benchmarks: {err}", err=True)
+        sys.exit(BROKEN)
+    click.echo(as_table(attacks))
+    if check and not all(attack.ratio <= TARGET and not attack.lost for attack in attacks):
+        sys.exit(MISSED)
 
 
 def _fill(docs: Path, tables: str | None) -> None:
