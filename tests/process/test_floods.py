@@ -158,7 +158,7 @@ def test_a_crowd_of_sessions_is_one_user(flood: Callable[..., Child], public: Br
             began = time.monotonic()
             connection._status()
             slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 1
+    assert slowest < 5
     child.kill()
 
 
