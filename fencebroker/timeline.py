@@ -260,9 +260,11 @@ def tell_if_lost(connection: Session) -> None:
 
 def can_use_ring() -> bool:
     """Whether this process can take part in the broker's barriers, without which there is no ring."""
-    from fencebroker import mapping
-
-    return mapping.has_barrier() and mapping.register()
+    try:
+        from fencebroker import exclusive, mapping
+    except ImportError:  # no ctypes here, or not within reach of a process that has given up its rights
+        return False
+    return bool(exclusive) and mapping.has_barrier() and mapping.register()
 
 
 @contextlib.contextmanager
