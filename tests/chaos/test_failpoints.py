@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import signal
 
 import pytest
 
 from fencebrokerd.shell.failpoints import FAILPOINTS
-from tests.chaos.stepping import sweep
+from tests.chaos.stepping import Steps, sweep
 
 #: Where a broker can be cut off again while it completes what the one before it left.
 AGAIN = [name for name in FAILPOINTS if name.partition(".")[0] in ("recover", "act", "answer", "consume")]
@@ -38,3 +39,17 @@ def test_a_death_at_a_step_of_every_packet(name: str) -> None:
 def test_a_second_death_while_the_first_is_repaired(name: str) -> None:
     died = sweep(every_other("append.after:5", f"{name}:1"), ["once"])
     assert died["once"] >= 2, died
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", [name for name in FAILPOINTS if name.startswith("compact")])
+def test_a_death_while_the_journal_is_written_anew(name: str) -> None:
+    # The first time is at the start; a reload is the second.
+    with Steps(env={"FENCEBROKERD_FAILPOINT": f"{name}:2@1"}) as steps:
+        steps.do("once")
+        steps.process.process.signal(signal.SIGHUP)
+        steps.do("once")
+        steps.do("stood")
+        steps.process.process.wait_said(f"failpoint {name}")
+        assert steps.status()["recoveries"] == 1
+        steps.finish()
