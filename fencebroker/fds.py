@@ -192,7 +192,10 @@ def drop_packet(sock: socket.socket) -> None:
 
     Its descriptors are closed by that, so whoever peeked still holds them: the last close of a foreign file may block.
     """
-    sock.recv(1, NOWAIT)  # of zero bytes CPython makes no system call
+    try:
+        sock.recv(1, NOWAIT)  # of zero bytes CPython makes no system call
+    except ConnectionResetError:  # the peer died with an answer unread: that is said once, ahead of what it had sent
+        sock.recv(1, NOWAIT)
 
 
 def close_all(fds: Iterable[OwnedFd]) -> None:

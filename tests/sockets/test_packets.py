@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fencebroker.fds import NOWAIT, Truncated, close_all, recv_packet, send_packet
+from fencebroker.fds import NOWAIT, PEEK, Truncated, close_all, drop_packet, recv_packet, send_packet
 from fencebroker.wire import PACKET_BYTES
 from tests.helpers import assert_closed_on_exec, descriptors, same_file
 
@@ -190,6 +190,17 @@ def test_a_peer_that_died_with_something_unread_is_a_reset_before_its_words(pair
         recv_packet(right)
     assert recv_packet(right) == (b"its words", [])
     assert recv_packet(right) == (b"", [])
+
+
+def test_what_was_looked_at_goes_though_its_sender_died_with_something_unread(pair: Pair) -> None:
+    left, right = pair
+    for words in (b"its words", b"more"):
+        send_packet(left, words)
+    assert recv_packet(right, NOWAIT | PEEK) == (b"its words", [])
+    send_packet(right, b"unread")
+    left.close()
+    drop_packet(right)
+    assert recv_packet(right) == (b"more", [])
 
 
 AT_THE_LIMIT = """
