@@ -92,7 +92,7 @@ def cli(
     if keeper is not None and keeper.page.words[GENERATION] > 1:
         failpoints.start(keeper.page.words[GENERATION])
         raise_descriptor_limit(None)
-        server_and_log = take_over(keeper, read)
+        server_and_log = take_over(keeper, read, ready_fd)
         if server_and_log is not None:
             sys.exit(run(*server_and_log))
     try:
@@ -207,7 +207,7 @@ def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int 
     server = Server(config, Broker(limits, os.getuid()), entries, log, read, host, journal)
     where = " ".join(name for name in map(address, entries) if name)
     log.write("notice", f"fencebrokerd {__version__} serves {where} (descriptor limit {limit})")
-    return run(server, listener, log, lambda: say_ready(ready_fd, host.page.keeper))
+    return run(server, listener, log, lambda: say_ready(ready_fd, host.page))
 
 
 def run(server: Server, listener: Listener | None, log: Log, ready: Callable[[], None]) -> int:

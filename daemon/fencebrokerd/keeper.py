@@ -28,7 +28,20 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Final, NoReturn
 
-__all__ = ["JOURNAL_BYTES", "PAGE_BYTES", "STEP_ASIDE", "Keeper", "Page", "Reaper", "hold_standard_streams", "leave", "main"]
+__all__ = [
+    "JOURNAL_BYTES",
+    "PAGE_BYTES",
+    "PRIORITIES",
+    "STEP_ASIDE",
+    "Keeper",
+    "Page",
+    "Reaper",
+    "hold_standard_streams",
+    "leave",
+    "log_line",
+    "main",
+    "stderr_is_journal",
+]
 
 PAGE_BYTES: Final = 4096
 #: Address space for the two halves of the journal; memory is only used for what is written.
@@ -52,8 +65,13 @@ STARTED: Final = 18  #: when the first broker began (CLOCK_MONOTONIC, ns)
 RELOADS: Final = 19
 PUBLISHED: Final = 20  #: how far into the journal events were told to those who follow them
 BASE: Final = 21  #: how long the journal was when it was last written anew
+STEPPED_ASIDE: Final = 21  #: the last broker made way on purpose
+SAID_READY: Final = 22  #: who started it was told that it serves
 _REASON: Final = 1024  # text: why the last broker ended
 _VERSION: Final = 1536  # text: the version that the keeper was started with
+
+#: Level of a line of the log -> journal priority (syslog.h).
+PRIORITIES: Final = {"error": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
 
 #: Exit code of a broker that makes way for the next one.
 STEP_ASIDE: Final = 75
@@ -180,7 +198,7 @@ class Page:
 
     @property
     def reason(self) -> str:
-        """Why the last broker ended; empty while the first one runs."""
+        """Why the last broker that was replaced had died; empty when none has."""
         return self._text(_REASON)
 
     @reason.setter
@@ -275,6 +293,7 @@ class Keeper:
         self._wakes, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._stop = 0  # the signal that ends it all, once it came
         self._broker = 0  #: its pid while it lives
+        self._is_asked = False  #: to reload
         self._rehearsal = 0
         self._killed_for = ""
         self._seen = (0, 0, 0.0)  # a turn, how often it was looked at, and the processor time used before
@@ -309,11 +328,12 @@ class Keeper:
                 return code
             if code == STEP_ASIDE:
                 words[RELOADS] += 1
-                self.page.reason = "reload"
+                words[STEPPED_ASIDE] = 1
             else:
+                words[STEPPED_ASIDE] = 0
                 self._note_death(code, time.monotonic_ns() - began)
                 if self._failures == FAILURES:
-                    _say(f"{FAILURES} brokers in a row could not recover: every active fence completes with ECANCELED")
+                    _say("error", f"{FAILURES} brokers in a row could not recover: every active fence completes with ECANCELED")
                     cancel_fences()
                     return 1
             self.reaper.end()
@@ -362,8 +382,12 @@ class Keeper:
                     self._look()
                 else:
                     self._hear(os.read(fd, 512))
-            while (status := self._bury()) is not None:
+            if (status := self._bury()) is not None:
                 return status
+            if self._is_asked and not self._rehearsal and self.page.words[READY]:
+                # One at a time, and of a broker that serves; who asks meanwhile may have changed what this one has read already.
+                self._is_asked = False
+                self._rehearsal = os.posix_spawn(sys.executable, [sys.executable, *sys.orig_argv[1:], "--rehearse"], os.environ)
 
     def _hear(self, numbers: bytes) -> None:
         for number in numbers:
@@ -371,8 +395,8 @@ class Keeper:
                 self._stop = number
                 if self._broker:
                     os.kill(self._broker, number)
-            elif number == signal.SIGHUP and not self._rehearsal and self.page.words[READY]:
-                self._rehearsal = os.posix_spawn(sys.executable, [sys.executable, *sys.orig_argv[1:], "--rehearse"], os.environ)
+            elif number == signal.SIGHUP:
+                self._is_asked = True
             elif number == signal.SIGUSR1:
                 self.reaper.start()
 
@@ -395,7 +419,7 @@ class Keeper:
                 if status == 0 and self._broker:
                     os.kill(self._broker, signal.SIGHUP)
                 elif status:
-                    _say("the broker goes on as it is: what is installed now does not start with its configuration")
+                    _say("error", "the broker goes on as it is: what is installed now does not start with its configuration")
             elif pid == self.reaper.pid and not os.WIFSTOPPED(status):
                 self.reaper.start()
 
@@ -429,7 +453,7 @@ class Keeper:
         words[RECOVERIES] += 1
         self.page.reason = reason
         self._failures = 0 if words[READY] else self._failures + 1
-        _say(f"the broker is replaced: {reason}")
+        _say("warning", f"the broker is replaced: {reason}")
         is_own_fault = code > 0 or -code in _FAULTS or "turn" in self._killed_for
         hand = (words[HAND], words[HAND + 1], words[HAND + 2])
         words[CONDEMNED] = 0
@@ -475,9 +499,26 @@ def _ignore(number: int, frame: FrameType | None) -> None:
     """A signal's work is to wake us."""
 
 
-def _say(text: str) -> None:
+def stderr_is_journal() -> bool:
+    """systemd names the journal's stream in $JOURNAL_STREAM as device:inode."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return False
+    return device == str(found.st_dev) and inode == str(found.st_ino)
+
+
+def log_line(level: str, text: str, for_journal: bool) -> str:
+    """One line of the log, with its end."""
+    if for_journal:
+        return f"<{PRIORITIES[level]}>{text}\n"
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} fencebrokerd[{os.getpid()}] {level}: {text}\n"
+
+
+def _say(level: str, text: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads it
-        os.write(2, f"fencebrokerd[{os.getpid()}] keeper: {text}\n".encode())
+        os.write(2, log_line(level, f"keeper: {text}", stderr_is_journal()).encode())
 
 
 def cancel_fences() -> None:

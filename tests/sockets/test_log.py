@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from fencebrokerd.shell.log import PRIORITIES, Log, escape
+from fencebrokerd.keeper import PRIORITIES
+from fencebrokerd.shell.log import Log, escape
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ import pytest
 
 from fencebroker.fds import OwnedFd
 from fencebrokerd.config import ConfigError
+from fencebrokerd.keeper import Page
 from fencebrokerd.shell.notify import check_listener, notify, passed_sockets, say_ready
 from tests.helpers import assert_closed_on_exec, assert_not_fd, wait_readable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def seqpacket(folder: str, *, listening: bool = True) -> int:
@@ -88,27 +89,41 @@ def test_a_count_that_is_none(monkeypatch: pytest.MonkeyPatch, count: str) -> No
 # -- readiness
 
 
-def test_ready_is_one_newline_and_the_end() -> None:
+@pytest.fixture
+def page() -> Iterator[Page]:
+    page = Page()
+    yield page
+    page.words.release()
+    page.map.close()
+    os.close(page.timer)
+    os.close(page.fd)
+
+
+def test_ready_is_one_newline_and_the_end(page: Page) -> None:
     reader, writer = os.pipe()
     with OwnedFd(reader):
-        say_ready(writer, os.getpid())
+        say_ready(writer, page)
         assert_not_fd(writer)
         wait_readable(reader)
         assert os.read(reader, 10) == b"\n"
         assert os.read(reader, 10) == b""
+        say_ready(writer, page)  # the next broker finds that it was said
+        assert_not_fd(writer)
 
 
-def test_nobody_needs_to_listen(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+def test_nobody_needs_to_listen(monkeypatch: pytest.MonkeyPatch, folder: str, page: Page) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    say_ready(writer, os.getpid())
+    say_ready(writer, page)
     for address in ("", f"{folder}/absent", "@fencebroker-absent", "x" * 200, "@" + "x" * 200):
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         notify("READY=1")
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_a_service_manager_hears_it_and_a_busy_one_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, folder: str, abstract: bool) -> None:
+def test_a_service_manager_hears_it_and_a_busy_one_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, folder: str, page: Page, abstract: bool
+) -> None:
     address = f"\0{folder}" if abstract else f"{folder}/notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
@@ -119,5 +134,5 @@ def test_a_service_manager_hears_it_and_a_busy_one_is_not_waited_for(monkeypatch
         with contextlib.suppress(BlockingIOError):
             while True:
                 manager.recv(100, socket.MSG_DONTWAIT)
-        say_ready(None, os.getpid())
+        say_ready(None, page)
         assert manager.recv(100) == f"READY=1\nMAINPID={os.getpid()}".encode()

@@ -6,17 +6,13 @@ names are escaped.
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
-import time
 from typing import Final
 
+from fencebrokerd.keeper import PRIORITIES, log_line, stderr_is_journal
+
 __all__ = ["Log", "escape"]
-
-#: Level -> journal priority (syslog.h).
-PRIORITIES: Final = {"error": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
-
 
 JOURNAL: Final = "/run/systemd/journal/socket"
 _ONE_LINE: Final = {ord("\n"): " "}
@@ -35,7 +31,7 @@ class Log:
 
     def __init__(self, level: str) -> None:
         self._least = PRIORITIES[level]
-        self._journal = _stderr_is_journal()
+        self._journal = stderr_is_journal()
         self._said: set[tuple[int, str]] = set()
 
     def set_level(self, level: str) -> None:
@@ -44,15 +40,10 @@ class Log:
 
     def write(self, level: str, text: str) -> None:
         """Write one line."""
-        priority = PRIORITIES[level]
-        if priority > self._least:
+        if PRIORITIES[level] > self._least:
             return
-        if self._journal:
-            line = f"<{priority}>{text}\n"
-        else:
-            line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} fencebrokerd[{os.getpid()}] {level}: {text}\n"
         try:
-            sys.stderr.write(line)
+            sys.stderr.write(log_line(level, text, self._journal))
             sys.stderr.flush()
         except OSError:
             # A full disk or a closed pipe must not stop a broker; there is nowhere left to say so.
@@ -83,13 +74,3 @@ def _send_to_journal(text: str, uid: int, cause: str) -> bool:
         except OSError:
             return False
     return True
-
-
-def _stderr_is_journal() -> bool:
-    """systemd names the journal's stream in $JOURNAL_STREAM as device:inode."""
-    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
-    try:
-        found = os.fstat(2)
-    except OSError:
-        return False
-    return device == str(found.st_dev) and inode == str(found.st_ino)

@@ -7,7 +7,7 @@ import os
 import socket
 
 from fencebrokerd.config import ConfigError
-from fencebrokerd.keeper import hold_standard_streams
+from fencebrokerd.keeper import SAID_READY, Page, hold_standard_streams
 
 __all__ = ["notify", "passed_sockets", "say_ready"]
 
@@ -26,17 +26,20 @@ def notify(text: str) -> None:
         sock.sendto(text.encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, address)
 
 
-def say_ready(ready_fd: int | None, main_pid: int) -> None:
-    """Say that clients can connect: READY=1, and one newline on ``ready_fd``, which is then closed."""
-    notify(f"READY=1\nMAINPID={main_pid}")
+def say_ready(ready_fd: int | None, page: Page) -> None:
+    """Say that clients can connect: READY=1 whenever a broker begins, for the last one may have died while it reloaded; and, once in their
+    common life, one newline on ``ready_fd``, which is then closed.
+    """
+    notify(f"READY=1\nMAINPID={page.keeper}")
+    if page.words[SAID_READY]:
+        return
     if ready_fd is not None:
-        try:
+        with contextlib.suppress(BrokenPipeError):  # whoever wanted to know has gone
             os.write(ready_fd, b"\n")
-        except BrokenPipeError:
-            pass  # whoever wanted to know has gone
-        finally:
-            os.close(ready_fd)
-            hold_standard_streams()
+    page.words[SAID_READY] = 1
+    if ready_fd is not None:
+        os.close(ready_fd)
+        hold_standard_streams()
 
 
 def passed_sockets(main_pid: int) -> list[socket.socket]:

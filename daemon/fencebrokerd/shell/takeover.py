@@ -12,22 +12,21 @@ from collections.abc import Callable
 from fencebrokerd import __version__
 from fencebrokerd.config import Config, ConfigError
 from fencebrokerd.core.broker import Broker
-from fencebrokerd.keeper import ACCEPTING, PUBLISHED, TURN, Keeper
+from fencebrokerd.keeper import ACCEPTING, PUBLISHED, SAID_READY, STEPPED_ASIDE, TURN, Keeper
 from fencebrokerd.shell import failpoints
 from fencebrokerd.shell.journal import Journal
 from fencebrokerd.shell.listener import Listener
 from fencebrokerd.shell.log import Log
-from fencebrokerd.shell.notify import notify
+from fencebrokerd.shell.notify import say_ready
 from fencebrokerd.shell.recovery import inherit, open_descriptors, reconcile
 from fencebrokerd.shell.server import Server
 
 __all__ = ["take_over"]
 
-#: What the keeper says when the last broker made way on purpose.
-RELOAD = "reload"
 
-
-def take_over(keeper: Keeper, read: Callable[[], Config]) -> tuple[Server, Listener | None, Log, Callable[[], None]] | None:
+def take_over(
+    keeper: Keeper, read: Callable[[], Config], ready_fd: int | None
+) -> tuple[Server, Listener | None, Log, Callable[[], None]] | None:
     """Build the server that goes on with what the last broker left; None when it left nothing, for it had not begun.
 
     After a crash the configuration stays what it was, whatever has become of the file; for a reload it is read again.
@@ -43,7 +42,7 @@ def take_over(keeper: Keeper, read: Callable[[], Config]) -> tuple[Server, Liste
     found = inherit(journal, os.getuid(), words[PUBLISHED], advance)
     if found is None or found.state is None:
         return None
-    is_reload = page.reason == RELOAD
+    is_reload = bool(words[STEPPED_ASIDE])
     log = Log(found.config.log_level)
     config = _read_again(found.config, read, log) if is_reload else found.config
     log.set_level(config.log_level)
@@ -52,8 +51,9 @@ def take_over(keeper: Keeper, read: Callable[[], Config]) -> tuple[Server, Liste
     advance()
     table = open_descriptors()
     advance()
+    known = {*keeper.descriptors, -1 if ready_fd is None or words[SAID_READY] else ready_fd}
     addresses = [_address(listening.fd) for listening in found.listeners]
-    adopted, unknown = reconcile(found, table, keeper.descriptors, bool(words[ACCEPTING]), addresses)
+    adopted, unknown = reconcile(found, table, known, bool(words[ACCEPTING]), addresses)
     words[ACCEPTING] = 0
     paths = [listening for listening in found.listeners if listening.path is not None]
     listener = Listener.adopt(paths[0]) if paths else None
@@ -85,8 +85,7 @@ def take_over(keeper: Keeper, read: Callable[[], Config]) -> tuple[Server, Liste
             "notice",
             f"{what}: {len(state.sessions)} sessions, {len(state.timelines)} timelines, {len(state.sync_files)} sync_files, in {took:.0f} ms",
         )
-        if is_reload:
-            notify("READY=1")
+        say_ready(ready_fd, page)
 
     return server, listener, log, ready
 
