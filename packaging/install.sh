@@ -54,7 +54,7 @@ while read -r name module; do
     chmod 755 "$stage$lib/bin/$name"
     ln -s "../lib/fencebroker/bin/$name" "$stage$PREFIX/bin/$name"
 done <<'END'
-fencebrokerd fencebrokerd.cli
+fencebrokerd fencebrokerd.keeper
 fencectl fencebroker.cli.main
 END
 # Compiled now, so that no file comes later which no list names.

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +49,13 @@ def destdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout
     assert f"installed in {folder}/usr/local" in done.stdout
     return folder
+
+
+def test_the_programs_begin_where_the_package_says(destdir: Path) -> None:
+    """What pip would install and what ``make install`` does must be the same."""
+    for name, target in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"].items():
+        module, _, function = target.partition(":")
+        assert f"from {module} import {function}\n" in (destdir / "usr/local/bin" / name).read_text("utf-8")
 
 
 def test_the_programs_run(destdir: Path) -> None:
