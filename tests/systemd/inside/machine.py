@@ -67,9 +67,15 @@ def messages() -> list[str]:
 
 
 def broker() -> int:
-    """Return the pid of the broker that runs; a client starts it if none does."""
+    """Return the main process, the keeper, of the broker that runs; a client starts it if none does."""
     run("fencectl", "status")
     return int(show("MainPID"))
+
+
+def status() -> dict[str, Any]:
+    """Return what the broker says of itself."""
+    found: dict[str, Any] = json.loads(run("fencectl", "status", "--json"))
+    return found
 
 
 def as_user(name: str, *argv: str) -> list[str]:

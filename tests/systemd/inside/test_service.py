@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.systemd.inside.machine import (
     LIMIT,
@@ -24,6 +24,7 @@ from tests.systemd.inside.machine import (
     reloads,
     run,
     show,
+    status,
     until,
 )
 
@@ -38,11 +39,12 @@ def wait_for_the_next(pid: int) -> None:
 
 def test_the_first_client_starts_it() -> None:
     assert show("ActiveState") == "inactive"
-    status = json.loads(run("fencectl", "status", "--json"))
+    found = status()
     assert show("ActiveState") == "active"
-    assert status["socket"] == str(SOCKET)
-    assert status["pid"] == int(show("MainPID"))
-    assert os.readlink(f"/proc/{status['pid']}/cwd") == "/"
+    assert found["socket"] == str(SOCKET)
+    assert found["keeper_pid"] == int(show("MainPID"))
+    assert (found["generation"], found["recoveries"]) == (1, 0)
+    assert os.readlink(f"/proc/{found['pid']}/cwd") == "/"
 
 
 def test_it_is_active_when_clients_are_answered() -> None:
@@ -64,18 +66,19 @@ def test_systemctl_status_says_how_it_is(hold: Hold) -> None:
 
 def test_the_health_check() -> None:
     """``fencectl status`` ends with 0 when the broker answers, with 4 when it does not."""
-    pid = broker()
-    run("fencectl", "status")
-    os.kill(pid, signal.SIGSTOP)
+    pids = broker(), status()["pid"]
+    for pid in pids:  # the keeper first: it replaces a broker that is stopped
+        os.kill(pid, signal.SIGSTOP)
     try:
         assert "did not answer" in run("fencectl", "status", "--timeout", "0.5", code=4)
     finally:
-        os.kill(pid, signal.SIGCONT)
+        for pid in reversed(pids):
+            os.kill(pid, signal.SIGCONT)
     run("fencectl", "status")
 
 
 def test_a_reload_loses_nothing(hold: Hold) -> None:
-    pid = broker()
+    pid, before = broker(), status()
     holder = hold("ada", 2)
     with configured("[limits]\ntimelines_per_uid = 1\n"):
         reload()
@@ -85,17 +88,41 @@ def test_a_reload_loses_nothing(hold: Hold) -> None:
     run(*as_user("ada", PYTHON, "-c", code))
     assert int(show("MainPID")) == pid
     assert show("ActiveState") == "active"
+    now = status()
+    assert now["pid"] != before["pid"]
+    assert (now["generation"], now["reloads"]) == (before["generation"] + 2, before["reloads"] + 2)
     run(*as_user("ada", "fencectl", "advance", "held", "1"))
     assert holder.line() == "ok"
 
 
 def test_a_wrong_configuration_does_not_get_in() -> None:
-    pid = broker()
+    pid, before = broker(), status()["pid"]
     with configured("log_level = 'loud'\n"):
         reload()
         assert "must be one of error, warning, notice, info, debug, not 'loud'" in reloads()[-1]
+        until(lambda: any("the broker goes on as it is" in text for text in messages()), "the keeper's word")
+    assert status()["pid"] == before
     reload()
     assert int(show("MainPID")) == pid
+
+
+def test_code_that_does_not_start_does_not_get_in(hold: Hold) -> None:
+    """An installation that went wrong: the broker that runs goes on, and the journal says why."""
+    pid, before = broker(), status()["pid"]
+    holder = hold("ada", 1)
+    (file,) = Path("/usr/lib/fencebroker").glob("lib/python3*/site-packages/fencebrokerd/shell/server.py")
+    text = file.read_text()
+    n = len([text for text in messages() if "the broker goes on as it is" in text])
+    file.write_text(text + "\nimport something_that_is_not_there\n")
+    try:
+        run("systemctl", "reload", "fencebroker")
+        until(lambda: len([text for text in messages() if "the broker goes on as it is" in text]) > n, "the keeper's word")
+    finally:
+        file.write_text(text)
+    assert any("No module named 'something_that_is_not_there'" in text for text in messages())
+    assert (int(show("MainPID")), status()["pid"], show("ActiveState")) == (pid, before, "active")
+    run(*as_user("ada", "fencectl", "advance", "held", "1"))
+    assert holder.line() == "ok"
 
 
 def test_a_restart_completes_active_fences(hold: Hold) -> None:
@@ -108,13 +135,32 @@ def test_a_restart_completes_active_fences(hold: Hold) -> None:
     run(*as_user("ada", "fencectl", "status"))
 
 
-def test_a_killed_broker_is_started_again(hold: Hold) -> None:
-    """More often than systemd's usual limit of five in ten seconds; who connects meanwhile waits in the socket."""
+def test_a_killed_broker_is_replaced_and_systemd_hears_nothing_of_it(hold: Hold) -> None:
+    """In the sandbox of the unit: the unit stays active, and the fences stay, also for a poll()."""
+    pid, restarts, before = broker(), show("NRestarts"), status()
+    holder = hold("ada", 3)
+    for _ in range(7):
+        os.kill(status()["pid"], signal.SIGKILL)
+    now = status()
+    assert (now["recoveries"], now["last_reason"]) == (before["recoveries"] + 7, "it was ended by SIGKILL")
+    assert (now["timelines"], now["active_fences"], now["keeper_pid"]) == (1, 3, pid)
+    assert (int(show("MainPID")), show("NRestarts"), show("ActiveState")) == (pid, restarts, "active")
+    until(lambda: show("StatusText") == "1 client, 1 timeline", "the status that the next broker says")
+    run(*as_user("ada", "fencectl", "advance", "held", "1"))
+    assert holder.line() == "ok"
+    assert not [text for text in messages() if "a fault of the broker's own" in text]
+
+
+def test_a_killed_keeper_is_started_again(hold: Hold) -> None:
+    """What was active is completed; more often than systemd's usual limit of five in ten seconds; who connects meanwhile waits in the socket."""
+    broker()
+    holder = hold("ada", 1)
     with changed("fencebroker.service", "[Service]\nRestartSec=0\n"):
         for _ in range(7):
             pid = broker()
             os.kill(pid, signal.SIGKILL)
             wait_for_the_next(pid)
+    assert holder.line() == ECANCELED
     assert show("ActiveState") == "active"
     run(*as_user("ada", "fencectl", "status"))
 
@@ -128,12 +174,14 @@ def test_the_watchdog_lets_a_healthy_broker_live() -> None:
         assert "0 clients" in show("StatusText"), "the watchdog's own connection is no client"
 
 
-def test_the_watchdog_kills_a_stopped_broker(hold: Hold) -> None:
-    """Clients connect again to the next one."""
+def test_the_watchdog_ends_a_stopped_broker(hold: Hold) -> None:
+    """Keeper and all, for a keeper would have replaced it.  What is active is completed, and clients connect again to the next one."""
     with changed("fencebroker.service", "[Service]\nWatchdogSec=1s\n"):
         run("systemctl", "restart", "fencebroker")
+        holder = hold("ada", 1)
         pid = int(show("MainPID"))
-        os.kill(pid, signal.SIGSTOP)
+        for each in (pid, status()["pid"]):
+            os.kill(each, signal.SIGSTOP)
         client = subprocess.Popen(as_user("ada", "fencectl", "status"), stdout=subprocess.PIPE)
         wait_for_the_next(pid)
         assert client.wait(LIMIT) in (0, 4)
@@ -142,6 +190,7 @@ def test_the_watchdog_kills_a_stopped_broker(hold: Hold) -> None:
         run("journalctl", "--sync")
         said = run("journalctl", "-o", "cat", "-u", "fencebroker.service", "-n", "30")
         assert "Watchdog timeout" in said
+        assert holder.line() == ECANCELED
         assert "Failed with result 'watchdog'" in said
         run(*as_user("ada", "fencectl", "status"))
     run("systemctl", "restart", "fencebroker")

@@ -30,7 +30,7 @@ def test_it_is_started_by_its_first_client() -> None:
     assert show("ActiveState") == "inactive"
     status = json.loads(ada("fencectl", "status", "--json"))
     assert (status["socket"], status["uid"]) == (f"{RUNTIME}/fencebroker/broker.sock", UID)
-    assert status["pid"] == int(show("MainPID"))
+    assert status["keeper_pid"] == int(show("MainPID"))
     assert show("ActiveState") == "active"
 
 
