@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fencebroker import places
 from fencebrokerd import __version__
 from fencebrokerd.config import LEVELS, POLICY, Config, ConfigError, load, settings
 from fencebrokerd.core.broker import Broker
-from fencebrokerd.keeper import GENERATION, STEP_ASIDE, Keeper, leave
+from fencebrokerd.keeper import GENERATION, STARTED, STEP_ASIDE, Keeper, leave
 from fencebrokerd.shell import failpoints
 from fencebrokerd.shell.journal import Journal
 from fencebrokerd.shell.listener import Listener
@@ -202,6 +203,8 @@ def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int 
     limits = dataclasses.replace(config.limits, descriptors=limit - len(os.listdir("/proc/self/fd")) - 8)
     config = dataclasses.replace(config, limits=limits)
     failpoints.start(1)
+    if keeper is None:
+        host.page.words[GENERATION], host.page.words[STARTED] = 1, time.monotonic_ns()
     host.page.version = __version__
     journal = None if keeper is None else Journal(keeper.page)
     server = Server(config, Broker(limits, os.getuid()), entries, log, read, host, journal)

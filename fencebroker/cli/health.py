@@ -85,7 +85,7 @@ def _kept(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     kept = found["keeper_pid"] is not None
     yield "keeper", f"pid {found['keeper_pid']}, fencebroker {found['keeper_version']}" if kept else "none: if the broker dies, all is lost"
     text = f"{found['generation']}, after {found['recoveries']} recoveries and {found['reloads']} reloads"
-    yield "generation", f"{text}; the last broker {found['last_reason']}" if found["last_reason"] else text
+    yield "generation", f"{text}; the last one that was replaced: {found['last_reason']}" if found["last_reason"] else text
     yield "journal", f"{found['journal_bytes']} bytes"
 
 

@@ -3,6 +3,7 @@
 Facts
   The kernel says who listens on a socket (SO_PEERCRED), in our own pid namespace; the broker says who it is when it answers.  Only when
   both agree is it stopped: a broker that a service manager listens for, or one from a container, is not ours to signal by pid.
+  The process to stop is the broker's keeper, which replaces a broker that ends any other way: its parent, with the same command line.
   A broker of another version refuses the conversation, and a stopped one never answers; then the listener must at least be a fencebrokerd.
 """
 
@@ -34,16 +35,16 @@ _UCRED: Final = struct.Struct("3i")
 
 START_EXAMPLE = """\
 $ fencectl start --user
-started pid 4187 at /run/user/1000/fencebroker/broker.sock, log in /home/ada/.local/state/fencebroker/broker.log
+started pid 4187, keeper 4186, at /run/user/1000/fencebroker/broker.sock, log in /home/ada/.local/state/fencebroker/broker.log
 """
 STOP_EXAMPLE = """\
 $ fencectl stop --user
-stopped pid 4187, 3 active fences completed with ECANCELED
+stopped pid 4187, keeper 4186, 3 active fences completed with ECANCELED
 """
 RESTART_EXAMPLE = """\
 $ fencectl restart --user
-stopped pid 4187, 3 active fences completed with ECANCELED
-started pid 4302 at /run/user/1000/fencebroker/broker.sock, log in /home/ada/.local/state/fencebroker/broker.log
+stopped pid 4187, keeper 4186, 3 active fences completed with ECANCELED
+started pid 4302, keeper 4301, at /run/user/1000/fencebroker/broker.sock, log in /home/ada/.local/state/fencebroker/broker.log
 """
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -122,22 +123,32 @@ def restart(invocation: Invocation, timeout: float) -> None:
 def _start(invocation: Invocation, path: Path, **more: Any) -> None:
     log = places.log_path()
     with answer_within(2 * ANSWER_SECONDS):
-        pid = _pid_of_server(path)
-        started = pid is None
-        if pid is None:
+        serving = _serving(path)
+        started = serving is None
+        if serving is None:
             start_user_broker(path, idle_exit=0)
-            pid = _pid_of_server(path)
-    if pid is None:
+            serving = _serving(path)
+    if serving is None:
         raise BrokerUnavailable(f"a broker was started at {path} but does not answer; its log is {log}")
     elsewhere = os.environ.get("FENCEBROKER_SOCKET")
-    invocation.output.json({**more, "pid": pid, "socket": str(path), "log": str(log), "started": started})
-    invocation.output.line(f"started pid {pid} at {path}, log in {log}" if started else f"pid {pid} serves at {path} already")
+    pid, keeper = serving
+    invocation.output.json({**more, "pid": pid, "keeper_pid": keeper, "socket": str(path), "log": str(log), "started": started})
+    who = _named(pid, keeper)
+    invocation.output.line(f"started {who}, at {path}, log in {log}" if started else f"{who}, serves at {path} already")
     if elsewhere and elsewhere != str(path):
         invocation.output.line(f"programs started from here will not use it: FENCEBROKER_SOCKET is set to {elsewhere}")
 
 
-def _pid_of_server(path: Path) -> int | None:
-    """The pid of the broker that serves at ``path``; None when nobody listens.  BrokerUnavailable when what listens does not serve."""
+def _named(pid: int, keeper: int | None) -> str:
+    """The processes, for a person."""
+    return f"pid {pid}" if keeper is None else f"pid {pid}, keeper {keeper}"
+
+
+def _serving(path: Path) -> tuple[int, int | None] | None:
+    """The pids of the broker that serves at ``path`` and of its keeper; None when nobody listens.
+
+    BrokerUnavailable when what listens does not serve.
+    """
     try:
         connection = Connection(path)
     except BrokerUnavailable:
@@ -145,7 +156,7 @@ def _pid_of_server(path: Path) -> int | None:
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     with contextlib.closing(connection):
-        return connection.pid
+        return connection.pid, connection.call(requests.status()).get("keeper_pid")
 
 
 # -- stop
@@ -155,10 +166,15 @@ class NothingListens(BrokerUnavailable):
     """There is no broker to stop."""
 
 
+class _OneListensAnotherAnswers(Failure):
+    """What listens at the path is not what answers there."""
+
+
 class Running(NamedTuple):
-    """A broker that runs; ``n_active`` is None when it could not be asked."""
+    """A broker that runs; ``n_active`` is None when it could not be asked.  ``pidfd`` is its keeper's, or its own if it has none."""
 
     pid: int
+    keeper: int | None
     pidfd: OwnedFd
     n_active: int | None
 
@@ -169,6 +185,13 @@ class Running(NamedTuple):
 
 def find_running(path: Path) -> Running:
     """Find the process to stop, and make sure that it is the broker.  The caller closes the result."""
+    try:
+        return _find_running(path)
+    except _OneListensAnotherAnswers:
+        return _find_running(path)  # so it is while a broker is replaced
+
+
+def _find_running(path: Path) -> Running:
     connection: Connection | None = None
     try:
         with answer_within(ANSWER_SECONDS):
@@ -184,9 +207,24 @@ def find_running(path: Path) -> Running:
         pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         if os.getuid() not in (0, uid) or pid <= 0:
             raise Failure(f"the process that listens at {path} (pid {pid}, uid {uid}) is not yours to stop")
+        if connection is not None and connection.pid != pid:
+            raise _OneListensAnotherAnswers(
+                f"the broker at {path} says it is pid {connection.pid}, but pid {pid} listens there; "
+                "if a service manager or a container runs it, stop it there"
+            )
         pidfd = _pidfd_of(sock, pid, path)
         try:
-            return Running(pid, pidfd, _check(connection, pid, path))
+            n_active = _check(connection, pid, path)
+            keeper = _keeper_of(pid)
+            if keeper is not None:
+                broker, pidfd = pidfd, OwnedFd(os.pidfd_open(keeper))
+                broker.close()
+                if _keeper_of(pid) != keeper:  # no: that number was somebody else's by then
+                    raise NothingListens(f"the broker at {path} (pid {pid}) has just ended")
+            return Running(pid, keeper, pidfd, n_active)
+        except ProcessLookupError:
+            pidfd.close()
+            raise NothingListens(f"the broker at {path} (pid {pid}) has just ended") from None
         except BaseException:
             pidfd.close()
             raise
@@ -209,11 +247,6 @@ def _check(connection: Connection | None, pid: int, path: Path) -> int | None:
         if not _is_fencebrokerd(pid):
             raise Failure(f"what listens at {path} (pid {pid}) is no fencebrokerd: it is not stopped")
         return None
-    if connection.pid != pid:
-        raise Failure(
-            f"the broker at {path} says it is pid {connection.pid}, but pid {pid} listens there; "
-            "if a service manager or a container runs it, stop it there"
-        )
     with answer_within(ANSWER_SECONDS):
         return int(connection.call(requests.status())["active_fences"])  # it answers after the pidfd was opened: the pid is not reused
 
@@ -228,6 +261,17 @@ def _is_fencebrokerd(pid: int) -> bool:
     return any(os.path.basename(argument) == "fencebrokerd" for argument in arguments[:5])
 
 
+def _keeper_of(pid: int) -> int | None:
+    """The parent of a broker if it is its keeper: it never ran another program than what it cloned."""
+    import psutil
+
+    try:
+        parent = psutil.Process(pid).parent()
+        return parent.pid if parent is not None and parent.cmdline() == psutil.Process(pid).cmdline() else None
+    except psutil.Error:
+        return None
+
+
 def _stop(invocation: Invocation, running: Running, timeout: float) -> dict[str, Any]:
     """End it, and wait for its end."""
     with contextlib.suppress(ProcessLookupError):  # it has ended by itself meanwhile
@@ -236,8 +280,10 @@ def _stop(invocation: Invocation, running: Running, timeout: float) -> dict[str,
     poller.register(running.pidfd, select.POLLIN)
     if not poller.poll(timeout * 1000):
         waited = span(int(timeout * 1e9))
-        raise TimeoutError(f"pid {running.pid} was told to stop and still runs after {waited}; kill -KILL {running.pid} ends it at once")
+        who = _named(running.pid, running.keeper)
+        pids = running.pid if running.keeper is None else f"{running.keeper} {running.pid}"
+        raise TimeoutError(f"{who}, was told to stop and still runs after {waited}; kill -KILL {pids} ends it at once")
     n = running.n_active
     cancelled = "" if n is None else f", {n} active fence{'' if n == 1 else 's'} completed with ECANCELED"
-    invocation.output.line(f"stopped pid {running.pid}{cancelled}")
-    return {"pid": running.pid, "cancelled": n}
+    invocation.output.line(f"stopped {_named(running.pid, running.keeper)}{cancelled}")
+    return {"pid": running.pid, "keeper_pid": running.keeper, "cancelled": n}

@@ -12,18 +12,19 @@ import signal
 import socket
 import sys
 import textwrap
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import fencebroker as fb
 from tests.cli.conftest import FENCECTL, Fencectl, Scene, end_of
-from tests.helpers import not_run, wait_gone, wait_readable
+from tests.helpers import last_descendant, not_run, wait_gone, wait_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tests.helpers import BrokerProcess, Child, Spawn
+    from tests.helpers import BrokerProcess, Child, Spawn, StartBroker
 
 #: Stands at a path where a broker should be, and says something else; it is the peer of what is tested.
 PEER = """
@@ -59,12 +60,37 @@ def test_status_of_a_broker_that_is_well(fencectl: Fencectl, scene: Scene, broke
     result = fencectl("status")
     assert (result.code, result.err) == (0, "")
     assert result.lines()[0].split() == ["broker", "pid", f"{broker.pid},", "fencebroker", f"{fb.__version__},", "user", _own_user()]
+    keeper = broker.process.pid
     assert result.lines()[1].split() == ["socket", broker.path]
+    assert result.lines()[3].split() == ["keeper", "pid", f"{keeper},", "fencebroker", fb.__version__]
     value = fencectl("status", "--json").json()
     assert (value["pid"], value["version"], value["socket"], value["uid"]) == (broker.pid, fb.__version__, broker.path, os.getuid())
     assert (value["sessions"], value["timelines"], value["sync_files"], value["fences"], value["active_fences"]) == (3, 1, 3, 4, 3)
+    assert (value["keeper_pid"], value["keeper_version"], value["generation"]) == (keeper, fb.__version__, 1)
+    assert (value["recoveries"], value["reloads"], value["last_reason"]) == (0, 0, None)
     assert value["uptime_ns"] > 0
     assert value["descriptor_limit"] > value["descriptors"] > 0
+
+
+def test_status_tells_of_recoveries_and_reloads(fencectl: Fencectl, broker: BrokerProcess) -> None:
+    keeper = broker.process.pid
+    os.kill(broker.pid, signal.SIGKILL)
+    wanted = "2, after 1 recoveries and 0 reloads; the last one that was replaced: it was ended by SIGKILL"
+    assert fencectl("status").lines()[4].split(maxsplit=1) == ["generation", wanted]
+    os.kill(last_descendant(keeper), signal.SIGKILL)
+    broker.reload()
+    value = fencectl("status", "--json").json()
+    assert (value["generation"], value["recoveries"], value["reloads"], value["last_reason"]) == (4, 2, 1, "it was ended by SIGKILL")
+    assert value["pid"] == last_descendant(keeper)
+
+
+def test_status_of_a_broker_without_a_keeper(fencectl: Fencectl, start_broker: StartBroker) -> None:
+    broker = start_broker("--no-keeper")
+    result = fencectl("status", "--socket", broker.path)
+    assert result.lines()[3].split(maxsplit=1) == ["keeper", "none: if the broker dies, all is lost"]
+    value = fencectl("status", "--json", "--socket", broker.path).json()
+    assert (value["keeper_pid"], value["keeper_version"], value["generation"]) == (None, None, 1)
+    assert value["uptime_ns"] < 60e9
 
 
 def _own_user() -> str:
@@ -149,16 +175,30 @@ def test_a_broker_that_does_not_let_one_in(fencectl: Fencectl, broker: BrokerPro
 def test_start_and_stop(users_own: Fencectl, folder: str) -> None:
     path, log = f"{folder}/fencebroker/broker.sock", f"{folder}/fencebroker/broker.log"
     started = users_own("start", "--user", "--json").json()
-    assert started == {"pid": started["pid"], "socket": path, "log": log, "started": True}
-    assert users_own("status", "--json").json()["pid"] == started["pid"]
+    keeper = started["keeper_pid"]
+    assert started == {"pid": started["pid"], "keeper_pid": keeper, "socket": path, "log": log, "started": True}
+    status = users_own("status", "--json").json()
+    assert (status["pid"], status["keeper_pid"]) == (started["pid"], keeper)
+    who = f"pid {started['pid']}, keeper {keeper}"
     again = users_own("start", "--user")
-    assert (again.code, again.out) == (0, f"pid {started['pid']} serves at {path} already\n")
+    assert (again.code, again.out) == (0, f"{who}, serves at {path} already\n")
     stopped = users_own("stop", "--user")
-    assert (stopped.code, stopped.out) == (0, f"stopped pid {started['pid']}, 0 active fences completed with ECANCELED\n")
-    with pytest.raises(ProcessLookupError):
-        os.kill(buried(started["pid"]), 0)
+    assert (stopped.code, stopped.out) == (0, f"stopped {who}, 0 active fences completed with ECANCELED\n")
+    for pid in (started["pid"], keeper):
+        with pytest.raises(ProcessLookupError):
+            os.kill(buried(pid), 0)
     nothing = users_own("stop", "--user")
     assert (nothing.code, nothing.one_error()) == (4, f"no broker answers at {path}: there is nothing to stop")
+
+
+def test_stop_finds_a_broker_that_replaced_another_one(users_own: Fencectl) -> None:
+    """The kernel's word of who listens follows the replacement; a stop ends the keeper too, also when it comes while the next one begins."""
+    started = users_own("start", "--user", "--json").json()
+    os.kill(started["pid"], signal.SIGKILL)
+    stopped = users_own("stop", "--user", "--json").json()
+    assert (stopped["keeper_pid"], stopped["cancelled"]) == (started["keeper_pid"], 0)
+    assert stopped["pid"] != started["pid"]
+    wait_gone(stopped["keeper_pid"], 0.0)
 
 
 def buried(pid: int) -> int:
@@ -174,7 +214,8 @@ def test_a_started_broker_stays_and_holds_nothing_of_its_starter(users_own: Fenc
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     assert os.getsid(pid) not in (os.getsid(0), os.getpid())
     targets = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    assert not [target for target in targets if target.startswith("pipe:")]
+    pipes = Counter(target for target in targets if target.startswith("pipe:"))
+    assert set(pipes.values()) <= {2}, "it has both ends of its own"
 
 
 def test_stop_wakes_whoever_waits(users_own: Fencectl, make_scene: Callable[[Mapping[str, str | None]], Scene]) -> None:
@@ -191,7 +232,7 @@ def test_restart_says_what_it_ended(users_own: Fencectl, make_scene: Callable[[M
     assert first["started"] is True
     make_scene(users_own.env)
     second = users_own("restart", "--user", "--json").json()
-    assert second["stopped"] == {"pid": first["pid"], "cancelled": 3}
+    assert second["stopped"] == {"pid": first["pid"], "keeper_pid": first["keeper_pid"], "cancelled": 3}
     assert second["pid"] != first["pid"]
     assert users_own("status", "--json").json()["pid"] == second["pid"]
     wait_gone(first["pid"])
@@ -261,13 +302,14 @@ def test_a_broker_of_another_version_can_be_restarted(spawn: Spawn, users_own: F
     assert peer.line() == "ready"
     assert users_own("status").code == 4
     result = users_own("restart", "--user", "--json").json()
-    assert result["stopped"] == {"pid": peer.pid, "cancelled": None}
+    assert result["stopped"] == {"pid": peer.pid, "keeper_pid": None, "cancelled": None}
     assert peer.wait() == -signal.SIGTERM
     assert users_own("status", "--json").json()["pid"] == result["pid"]
 
 
 def test_stop_gives_up_on_a_broker_that_does_not_end(users_own: Fencectl) -> None:
-    pid = users_own("start", "--user", "--json").json()["pid"]
+    started = users_own("start", "--user", "--json").json()
+    pid, keeper = started["pid"], started["keeper_pid"]
     group = os.getpgid(pid)
     os.killpg(group, signal.SIGSTOP)  # keeper and all
     child = users_own.spawn("stop", "--user", "--timeout", "0.1")
@@ -276,7 +318,9 @@ def test_stop_gives_up_on_a_broker_that_does_not_end(users_own: Fencectl) -> Non
     finally:
         os.killpg(group, signal.SIGCONT)
     assert result.code == 3
-    assert result.one_error() == f"pid {pid} was told to stop and still runs after 100 ms; kill -KILL {pid} ends it at once"
+    assert result.one_error() == (
+        f"pid {pid}, keeper {keeper}, was told to stop and still runs after 100 ms; kill -KILL {keeper} {pid} ends it at once"
+    )
     wait_gone(pid)
 
 
