@@ -493,7 +493,7 @@ class Timeline:
         check_seqno(seqno)
         while not self._signaller.advance_nowait(seqno):
             await self._room()
-        tell_if_lost(self._connection)
+        tell_if_lost(self._connection, self._signaller)
 
     async def inc(self, n: int = 1) -> None:
         """Raise the value by ``n``."""
@@ -513,7 +513,7 @@ class Timeline:
             except BlockingIOError:
                 await self._room()
             else:
-                return tell_if_lost(self._connection)
+                return tell_if_lost(self._connection, self._signaller)
 
     async def _room(self) -> None:
         with self._signaller.dup() as own:

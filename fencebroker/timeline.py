@@ -168,15 +168,16 @@ class Signaller:
         except BaseException:  # an interrupt, at any point: what was committed counts, and the broker writes the rest
             if own.committed != before:
                 self._sent = value
-                self._ring_the_bell()
+                self.ring_the_bell()
             raise
         self._sent = value
         self._wanted = max(self._wanted, value)
         if bell:
-            self._ring_the_bell()
+            self.ring_the_bell()
         return True
 
-    def _ring_the_bell(self) -> None:
+    def ring_the_bell(self) -> None:
+        """Have the broker look into the ring; BrokerUnavailable when there is none any more, or it has ended the timeline."""
         try:
             send_packet(self._sock, wire.DOORBELL, (), NOWAIT)
         except BlockingIOError:
@@ -188,7 +189,7 @@ class Signaller:
         """Note an export, to be written here when its point is passed.  ``fd`` is borrowed."""
         with self._lock:
             if self._own is not None and self._own.keep(handle, seqno, fd, self._sent):
-                self._ring_the_bell()
+                self.ring_the_bell()
 
     def forget(self, handle: int) -> None:
         """Nobody can see this export any more.  From any thread, and while objects are collected: it takes no lock."""
@@ -252,10 +253,13 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def tell_if_lost(connection: Session) -> None:
-    """After a signal: one's own sync_files have it, but where the broker is known to be gone the others will never hear of it."""
+def tell_if_lost(connection: Session, signaller: Signaller) -> None:
+    """After a signal: one's own sync_files have it, but where the broker is gone the others will never hear of it.
+
+    A session that was lost may be all that was: the timeline's own socket tells.
+    """
     if connection.is_lost:
-        raise BrokerUnavailable(_ENDED)
+        signaller.ring_the_bell()
 
 
 def can_use_ring() -> bool:
@@ -366,12 +370,12 @@ class Timeline:
     def advance(self, seqno: int) -> None:
         """Signal every point up to ``seqno``.  At or below the value: nothing.  Asks nobody; waits only while the socket is full."""
         self._signaller.advance(check_seqno(seqno))
-        tell_if_lost(self._connection)
+        tell_if_lost(self._connection, self._signaller)
 
     def inc(self, n: int = 1) -> None:
         """Raise the value by ``n`` (0 is allowed) and signal what it passes; it stops at 2**64-1."""
         self._signaller.inc(check_seqno(n, "n"))
-        tell_if_lost(self._connection)
+        tell_if_lost(self._connection, self._signaller)
 
     def fail(self, seqno: int, error: int) -> None:
         """Everything below ``seqno`` is OK, ``seqno`` fails with the positive errno ``error``, the value is ``seqno``.
@@ -379,7 +383,7 @@ class Timeline:
         ValueError when ``seqno`` is at or below the value.  A later export of ``seqno`` has the error too.
         """
         self._signaller.fail(check_seqno(seqno), check_error(error))
-        tell_if_lost(self._connection)
+        tell_if_lost(self._connection, self._signaller)
 
     def share(self) -> socket.socket:
         """Return the timeline's descriptor, to be inherited or sent: whoever holds a copy may signal, and the timeline lives until the last

@@ -195,6 +195,7 @@ def test_traps_in_a_loop_by_64_sessions(flood: Callable[..., Child], public: Bro
             while not is_over():
                 with contextlib.suppress(OSError, fb.FenceError):
                     with fb.connect(path, autostart=False) as broker, broker.create_timeline() as timeline:
+                        timeline.share().close()  # from here on the broker signals, and not this process itself
                         fences = timeline.export_many(range(1, 9))
                         for fence in fences:
                             os.set_blocking(fence.fileno(), True)

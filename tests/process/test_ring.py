@@ -422,7 +422,7 @@ def test_a_commit_just_after_a_second_signaller_came_counts_once(broker: BrokerP
         with other.open_timeline("camera0"):
             assert own.signal(ring.INC, 2, 0, 2), "a frozen producer rings"
             assert fence.status() == 0
-            timeline._signaller._ring_the_bell()
+            timeline._signaller.ring_the_bell()
             wait_readable(fence.fileno())
             kind, row = connection._lookup("camera0")
             assert (kind, row[3]) == ("timeline", 2)
@@ -511,7 +511,7 @@ def test_half_full_wakes_the_broker(broker: BrokerProcess) -> None:
 KILLED_AT = {
     "before the commit": ("fencebroker.ring.Writer.commit", {1: -errno.ENOENT, 2: -errno.ENOENT, 3: -errno.ENOENT}),
     "after the commit": ("fencebroker.exclusive.signal_and_close", {1: 1, 2: 1, 3: -errno.ENOENT}),
-    "at the doorbell": ("fencebroker.timeline.Signaller._ring_the_bell", {1: 1, 2: 1, 3: -errno.ENOENT}),
+    "at the doorbell": ("fencebroker.timeline.Signaller.ring_the_bell", {1: 1, 2: 1, 3: -errno.ENOENT}),
 }
 
 
