@@ -276,10 +276,14 @@ class Broker:
         turn = self._begin(now)
         for socket in list(self.state.sockets):
             minting.end_socket(turn, socket)
-        for session in list(self.state.sessions.values()):
+        # Those who follow the events come last: they hear of every end.
+        followers = [session for session in self.state.sessions.values() if session.id in self.state.subscribers]
+        for session in [session for session in self.state.sessions.values() if session not in followers]:
             minting.end_session(turn, session)
         signalling.tidy(turn)
         minting.forget_everything(turn)
+        for session in followers:
+            minting.end_session(turn, session)
         self.state.assert_empty()
         return turn.effects
 
