@@ -41,9 +41,10 @@ class Layout:
 def descriptors_of(pid: int) -> dict[int, str]:
     """What a process has open."""
     found = {}
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    with contextlib.suppress(FileNotFoundError):  # it was killed
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return found
 
 
@@ -168,4 +169,5 @@ def check_books(control: fb.Broker) -> None:
         time.sleep(0.05)  # an end-of-file may be on its way, and the reaper closes in its own time: no event tells of either
         if time.monotonic() > deadline:
             table = sorted(descriptors_of(status["pid"]).items())
+            wrong += [str(row) for row in control._listing("sessions")]
             raise Wrong(f"the books do not balance: {'; '.join(wrong)}; {status}\n" + "\n".join(f"{fd} {what}" for fd, what in table))

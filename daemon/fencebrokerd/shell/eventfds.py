@@ -175,6 +175,10 @@ class Eventfds:
                 self._identity.remove_eventfd(handle)
                 os.close(fd)
 
+    def carries(self, handle: int) -> int | None:
+        """The status that an eventfd says, None if no broker left it so."""
+        return peek_status(self._fds[handle]) if handle in self._fds else None
+
     def unsignalled(self, handles: Iterable[int]) -> set[int]:
         """Those of ``handles`` whose eventfd nobody has written to."""
         fds = {self._fds[handle]: handle for handle in handles if handle in self._fds}

@@ -28,7 +28,7 @@ from fencebrokerd.shell.journal import Journal
 
 __all__ = ["Inheritance", "inherit", "open_descriptors"]
 
-#: The statuses of the newest records are written again in full; of the others it is only looked whether they are there.
+#: Of what signalled in the newest records it is looked whether the status is right; of the rest, whether anything is there.
 NEWEST: Final = 8
 
 

@@ -256,9 +256,10 @@ class Server:
         """Do again what the last broker may not have done: statuses, and the packets that it had in hand."""
         state = self._core.state
         newest = {handle for id in found.signalled if (fence := state.fences.get(id)) is not None for handle in fence.sync_files}
+        forged = {handle for handle in newest if self._eventfds.carries(handle) != state.sync_files[handle].fence.status}
         missing = self._eventfds.unsignalled(handle for handle, file in state.sync_files.items() if file.fence.status)
         late: dict[int, list[int]] = {}
-        for handle in sorted(newest | missing):
+        for handle in sorted(forged | missing):
             late.setdefault(state.sync_files[handle].fence.status, []).append(handle)
         if failpoints.BUG != "no-recovery":
             self._carry_out([fx.Signal(handles, status) for status, handles in late.items() if status])
@@ -281,7 +282,10 @@ class Server:
     def _recognise(self, peer: Peer, packet: r.Packet, answer: r.Answer | None) -> None:
         """If the packet that waits is the one whose effect is in the journal, only its answer is still due."""
         try:
-            waiting, fds = recv_packet(peer.sock, NOWAIT | PEEK)
+            try:
+                waiting, fds = recv_packet(peer.sock, NOWAIT | PEEK)
+            except ConnectionResetError:  # said once, ahead of what waits
+                waiting, fds = recv_packet(peer.sock, NOWAIT | PEEK)
         except (OSError, Truncated) as err:
             self._reap(err.fds if isinstance(err, Truncated) else ())
             return
