@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback  # noqa: F401 - of what goes wrong after a change of user, when it could not be read any more
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
