@@ -119,6 +119,14 @@ class _Recorder:
             elif isinstance(effect, fx.Send):
                 if is_status:
                     own = [["pid", BROKER_PID], ["version", SOFTWARE], ["uptime_ns", _HOUR], ["uid", BROKER_UID]]
+                    own += [
+                        ["keeper_pid", BROKER_PID - 2],
+                        ["keeper_version", SOFTWARE],
+                        ["generation", 1],
+                        ["recoveries", 0],
+                        ["reloads", 0],
+                    ]
+                    own += [["last_reason", None], ["journal_bytes", 4711], ["open_descriptors", 24], ["known_descriptors", 24]]
                     effect.message[2] += own
                 for row in self._sync_files(effect.message):
                     row.append(9000 + row[0])

@@ -435,8 +435,9 @@ class BrokerProcess:
 
 def last_descendant(pid: int) -> int:
     """Of a keeper's two children the broker is started last."""
-    while children := pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
-        pid = int(children[-1])
+    with contextlib.suppress(FileNotFoundError):  # it has ended already
+        while children := pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+            pid = int(children[-1])
     return pid
 
 

@@ -53,7 +53,7 @@ def distributed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         parts = {pathlib.PurePath(name).parts[1] for name in archive.getnames() if "/" in name}
     assert parts - {"PKG-INFO", ".gitignore", "pyproject.toml"} <= {
         "fencebroker", "daemon", "systemd", "packaging", "tests", "examples", "benchmarks", "docs", ".ci",
-        "Makefile", "README.md", "CHANGELOG.md", "LICENSE",
+        "Makefile", "README.md", "SECURITY.md", "CHANGELOG.md", "LICENSE",
     }  # fmt: skip
     with zipfile.ZipFile(wheel) as archive_of_wheel:
         return archive_of_wheel.namelist()

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -48,19 +49,19 @@ def supervise(spawn: Spawn, *argv: str | Path) -> Child:
     return supervisor
 
 
-def serving(spawn: Spawn, socket: str) -> int:
-    """The pid of the broker that answers."""
-    return int(json.loads(spawn(["fencectl", "status", "--json", "--socket", socket], env=ENV).finish())["pid"])
+def serving(spawn: Spawn, socket: str, who: str = "pid") -> int:
+    """The pid of the broker that answers, or of its keeper."""
+    return int(json.loads(spawn(["fencectl", "status", "--json", "--socket", socket], env=ENV).finish())[who])
 
 
 def test_s6(spawn: Spawn, folder: str, tmp_path: Path) -> None:
-    """s6-svwait -U returns when clients can connect; a killed broker is started again."""
+    """s6-svwait -U returns when clients can connect; a killed keeper is started again."""
     socket = f"{folder}/broker.sock"
     service = write_service(tmp_path, "s6", socket)
     supervisor = supervise(spawn, "s6-supervise", service)
     spawn(["s6-svwait", "-U", "-t", str(int(LIMIT * 1000)), str(service)]).finish()
     pid = serving(spawn, socket)
-    os.kill(pid, signal.SIGKILL)
+    os.kill(serving(spawn, socket, "keeper_pid"), signal.SIGKILL)
     assert supervisor.line() == "started"
     spawn(["s6-svwait", "-U", "-t", str(int(LIMIT * 1000)), str(service)]).finish()
     assert serving(spawn, socket) != pid
@@ -95,7 +96,9 @@ def test_runit(spawn: Spawn, folder: str, tmp_path: Path) -> None:
         connection.create_timeline().close()
         timeline.advance(1)
         fence.wait(LIMIT)
-    assert serving(spawn, socket) == pid
+        until = time.monotonic() + LIMIT
+        while serving(spawn, socket) == pid:  # a reload is a broker of its own
+            assert time.monotonic() < until
     spawn(["sv", "exit", str(service)]).finish()
     assert supervisor.wait() == 0
     assert "the configuration was read again" in (said := supervisor.rest())

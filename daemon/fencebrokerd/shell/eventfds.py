@@ -10,6 +10,7 @@ put off, by user, and written when it is their turn again.  Whoever shows such a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -135,8 +136,9 @@ class Eventfds:
                     elif result != SignalResult.ALREADY:
                         tampered.append(handle)
                 except BlockingIOError:
-                    if peek_status(fd) == status:
-                        continue  # its producer was first
+                    with contextlib.suppress(OSError):  # no descriptor left to look at the count with
+                        if peek_status(fd) == status:
+                            continue  # its producer was first
                     result = self._insist(fd, word)
                     if result is None:
                         hostile.add(uid_of(handle))
