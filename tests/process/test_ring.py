@@ -49,11 +49,11 @@ def n_duplicates(timeline: fb.Timeline) -> int:
 @contextlib.contextmanager
 def stopped(broker: BrokerProcess) -> Iterator[None]:
     """While this lasts the broker does nothing at all."""
-    broker.process.signal(signal.SIGSTOP)
+    broker.freeze()
     try:
         yield
     finally:
-        broker.process.signal(signal.SIGCONT)
+        broker.thaw()
 
 
 @contextlib.contextmanager
