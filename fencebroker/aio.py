@@ -40,18 +40,40 @@ Answer = tuple[list[Any], list[OwnedFd]]
 
 async def connect(path: str | os.PathLike[str] | None = None, *, autostart: bool = True) -> Broker:
     """Connect to a broker, found or started as ``fencebroker.connect`` does.  The caller closes the result."""
-    finding = asyncio.ensure_future(asyncio.to_thread(find, path, autostart))
+    search = _Search()
     try:
-        connection = await asyncio.shield(finding)
-    except asyncio.CancelledError:
-        finding.add_done_callback(_close_late)
+        connection = await asyncio.to_thread(search.run, path, autostart)
+    except BaseException:
+        search.abandon()
         raise
     return Broker(LoopConnection(connection))
 
 
-def _close_late(finding: asyncio.Future[Connection]) -> None:
-    if not finding.cancelled() and finding.exception() is None:
-        finding.result().close()
+class _Search:
+    """Owns the connection that a thread opens until somebody takes it.
+
+    The thread cannot be cancelled, and a loop that ends forgets what its threads will return: whoever comes second, the thread with
+    its connection or the caller who no longer wants it, closes it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: Connection | None = None
+        self._abandoned = False
+
+    def run(self, path: str | os.PathLike[str] | None, autostart: bool) -> Connection:
+        found = find(path, autostart)
+        with self._lock:
+            self._found = found
+            if self._abandoned:
+                found.close()
+        return found
+
+    def abandon(self) -> None:
+        with self._lock:
+            self._abandoned = True
+            if self._found is not None:
+                self._found.close()
 
 
 class LoopConnection:

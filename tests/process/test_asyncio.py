@@ -417,6 +417,27 @@ def test_connecting_is_cancelled(module_broker: BrokerProcess) -> None:
     run(main)
 
 
+def test_the_loop_ends_while_somebody_connects(module_broker: BrokerProcess) -> None:
+    """Nobody is there any more to take the connection, and it is closed all the same: census and ResourceWarning say otherwise."""
+
+    async def until_the_end() -> None:
+        """The loop cancels what is left when it ends; the connection is made after that."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            module_broker.thaw()
+
+    async def main() -> None:
+        module_broker.freeze()
+        tasks.extend(asyncio.ensure_future(job) for job in (until_the_end(), aio.connect(module_broker.path)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    tasks: list[asyncio.Future[object]] = []
+    run(main)
+    assert all(task.cancelled() for task in tasks)
+
+
 # Mixtures
 
 
