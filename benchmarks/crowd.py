@@ -74,16 +74,19 @@ def measure_growth(sizes: tuple[int, ...], samples: int) -> list[Growth]:
         held, other = stack.enter_context(broker.create_timeline()), stack.enter_context(broker.create_timeline())
         made: list[Growth] = []
         first: tuple[int, int, int] | None = None
-        n, seqno = 0, 1
+        n, seqno, page, fences = 0, 1, ExitStack(), list[fb.SyncFile]()
         for size in sizes:
             try:
                 while n < size:
                     count = min(_PAGE, size - n)
-                    for fence in held.export_many(range(n + 1, n + 1 + count)):
-                        stack.enter_context(fence)
+                    fences = held.export_many(range(n + 1, n + 1 + count))
+                    page = stack.enter_context(ExitStack())
+                    for fence in fences:
+                        page.enter_context(fence)
                     n += count
-            except OSError:  # the limit, of this process or of the broker
-                size = n
+            except OSError:  # the limit, of this process or of the broker: the last page makes room for what is measured
+                size = n = n - len(fences)
+                page.close()
             operations = take_operations(other, seqno, samples, 1)
             seqno += samples
             with other.export(seqno) as fence:
@@ -99,7 +102,7 @@ def measure_growth(sizes: tuple[int, ...], samples: int) -> list[Growth]:
             elif n > first[2]:
                 each = (memory[0] - first[0]) / (n - first[2]), (memory[1] - first[1]) / (n - first[2])
             made.append(Growth(n, median(operations) / 1e3, median(questions) / 1e3, *each))
-            if n < size or size not in sizes:
+            if size not in sizes:
                 break
     return made
 
