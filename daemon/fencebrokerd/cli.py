@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import os
@@ -27,7 +28,7 @@ from fencebrokerd.shell.log import Log
 from fencebrokerd.shell.notify import passed_sockets, say_ready
 from fencebrokerd.shell.record import Listening
 from fencebrokerd.shell.server import Server
-from fencebrokerd.shell.takeover import take_over
+from fencebrokerd.shell.takeover import left_behind, take_over
 
 __all__ = ["main"]
 
@@ -90,8 +91,8 @@ def cli(
     def read() -> Config:
         return load({"listen": listen, **arguments}, os.environ, file)
 
+    failpoints.start(1 if keeper is None else keeper.page.words[GENERATION])
     if keeper is not None and keeper.page.words[GENERATION] > 1:
-        failpoints.start(keeper.page.words[GENERATION])
         raise_descriptor_limit(None)
         server_and_log = take_over(keeper, read, ready_fd)
         if server_and_log is not None:
@@ -169,7 +170,8 @@ def raise_descriptor_limit(configured: int | None) -> int:
     limit = max(soft, wanted)
     if configured is not None:
         limit = min(limit, configured)
-    os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, min(limit, 65_536) - 1))
+    with contextlib.suppress(OSError):  # that number is in use: somebody of this table was killed right here, so it has grown
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, min(limit, 65_536) - 1))
     return limit
 
 
@@ -188,11 +190,18 @@ def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int 
     host = Keeper() if keeper is None else keeper
     try:
         sockets = passed_sockets(host.page.keeper)
+        # Of a broker that died before it had a record nothing is needed but the socket that clients may wait in.
+        left = set() if host.page.words[GENERATION] < 2 else left_behind(host, ready_fd) - {sock.fileno() for sock in sockets}
         if sockets:
             entries = [Listening(sock.detach(), None, None, None, None) for sock in sockets]
         else:
-            listener = Listener(config.listen or default_path(user), config.socket_mode)
+            listener = Listener(config.listen or default_path(user), config.socket_mode, left)
+            left.difference_update(listener.filenos())
             entries = [listener.hand_over()]
+        for fd in left:
+            os.close(fd)
+        if failpoints.IS_ARMED:
+            failpoints.hit("listen.after")
     except (ConfigError, OSError) as err:
         log.write("error", str(err))
         return 1
@@ -202,7 +211,6 @@ def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int 
     # What the interpreter, the log, the listeners and the epolls have is not for clients.
     limits = dataclasses.replace(config.limits, descriptors=limit - len(os.listdir("/proc/self/fd")) - 8)
     config = dataclasses.replace(config, limits=limits)
-    failpoints.start(1)
     if keeper is None:
         host.page.words[GENERATION], host.page.words[STARTED] = 1, time.monotonic_ns()
     host.page.version = __version__

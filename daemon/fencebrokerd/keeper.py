@@ -65,8 +65,8 @@ STARTED: Final = 18  #: when the first broker began (CLOCK_MONOTONIC, ns)
 RELOADS: Final = 19
 PUBLISHED: Final = 20  #: how far into the journal events were told to those who follow them
 BASE: Final = 21  #: how long the journal was when it was last written anew
-STEPPED_ASIDE: Final = 21  #: the last broker made way on purpose
 SAID_READY: Final = 22  #: who started it was told that it serves
+STEPPED_ASIDE: Final = 23  #: the last broker made way on purpose
 _REASON: Final = 1024  # text: why the last broker ended
 _VERSION: Final = 1536  # text: the version that the keeper was started with
 
@@ -90,6 +90,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _TIMERFD_FLAGS: Final = 0o2004000  # TFD_CLOEXEC | TFD_NONBLOCK
 _MEMBARRIER_GLOBAL: Final = 1
+_CPUCLOCK_SCHED: Final = 2  #: with a pid: the clock of that process's processor time
 #: clone, timerfd_create, timerfd_settime, membarrier
 _NUMBERS: Final = {"x86_64": (56, 283, 286, 324), "aarch64": (220, 85, 86, 283)}
 _SYSCALLS: Final = _NUMBERS.get(os.uname().machine)
@@ -299,6 +300,7 @@ class Keeper:
         self._seen = (0, 0, 0.0)  # a turn, how often it was looked at, and the processor time used before
         self._failures = 0
         self._crashes = 0
+        self._is_own_fault = False
         self._blamed = (0, 0, 0)
 
     @property
@@ -324,18 +326,21 @@ class Keeper:
             self._start()
             status = self._wait()
             code = os.waitstatus_to_exitcode(status)
-            if code == 0 or (not words[READY] and words[GENERATION] == 1 and code > 0):
+            # Who cannot begin says why and leaves; nothing was promised to anybody yet.
+            has_begun = words[GENERATION] > 1 and words[LENGTH + words[HALF]] > 0
+            if code == 0 or (code > 0 and not words[READY] and not has_begun):
                 return code
             if code == STEP_ASIDE:
                 words[RELOADS] += 1
                 words[STEPPED_ASIDE] = 1
             else:
                 words[STEPPED_ASIDE] = 0
-                self._note_death(code, time.monotonic_ns() - began)
+                self._note_death(code)
                 if self._failures == FAILURES:
                     _say("error", f"{FAILURES} brokers in a row could not recover: every active fence completes with ECANCELED")
                     cancel_fences()
                     return 1
+                self._pause(time.monotonic_ns() - began)
             self.reaper.end()
 
     def _start(self) -> None:
@@ -445,8 +450,8 @@ class Keeper:
         self._killed_for = why
         os.kill(self._broker, signal.SIGKILL)
 
-    def _note_death(self, code: int, lived: int) -> None:
-        """Say why the broker ended, count, find out whether one packet is to blame, and pause if it happens too fast."""
+    def _note_death(self, code: int) -> None:
+        """Say why the broker ended, count, and find out whether one packet is to blame."""
         words = self.page.words
         ended = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
         reason = self._killed_for or ended
@@ -454,19 +459,21 @@ class Keeper:
         self.page.reason = reason
         self._failures = 0 if words[READY] else self._failures + 1
         _say("warning", f"the broker is replaced: {reason}")
-        is_own_fault = code > 0 or -code in _FAULTS or "turn" in self._killed_for
+        self._is_own_fault = code > 0 or -code in _FAULTS or "turn" in self._killed_for
         hand = (words[HAND], words[HAND + 1], words[HAND + 2])
         words[CONDEMNED] = 0
-        if is_own_fault and hand[0] and hand == self._blamed:
+        if self._is_own_fault and hand[0] and hand == self._blamed:
             words[CONDEMNED + 1], words[CONDEMNED + 2], words[CONDEMNED] = hand[1], hand[2], hand[0]
-        self._blamed = hand if is_own_fault else (0, 0, 0)
-        self._crashes = self._crashes + 1 if is_own_fault and lived < SHORT_LIFE_NS else 0
-        if self._crashes > 1 or self._failures:
-            least, most = PAUSES
-            self._pause(min(most, least * 2 ** (self._crashes + self._failures)))
+        self._blamed = hand if self._is_own_fault else (0, 0, 0)
 
-    def _pause(self, seconds: float) -> None:
-        """Wait, unless it is to end."""
+    def _pause(self, lived: int) -> None:
+        """Wait before the next broker if they die too fast; a signal that ends it all ends this too."""
+        self._crashes = self._crashes + 1 if self._is_own_fault and lived < SHORT_LIFE_NS else 0
+        if self._crashes < 2 and not self._failures:
+            return
+        least, most = PAUSES
+        seconds = min(most, least * 2 ** (self._crashes + self._failures))
+        _say("warning", f"the next one begins in {seconds:g} s")
         poll = select.poll()
         poll.register(self._wakes, select.POLLIN)
         until = time.monotonic() + seconds
@@ -486,13 +493,13 @@ def _broker(keeper: Keeper) -> int:
 
 
 def _processor_seconds(pid: int) -> float:
-    """How much processor time a process has used."""
+    """How much processor time a process has used.  Without a descriptor: in a table that is shared, a broker that recovers would take it for a
+    leftover.
+    """
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
-            fields = stream.read().rpartition(")")[2].split()
-    except OSError:
+        return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
+    except OSError:  # it has ended
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import time
 from typing import Final
@@ -102,17 +103,53 @@ def test_after_five_failed_recoveries_everything_completes(start_broker: StartBr
         for fence in fences:
             fence.close()
         timeline.close()
-    assert "Traceback" in broker.log()
+    assert broker.log().count("Traceback") == 5
+    assert pauses(broker.log()) == ["0.2", "0.8", "1", "1"], "errors of its own in quick succession count twice"
 
 
-def test_four_failed_recoveries_are_survived(start_broker: StartBroker) -> None:
-    broker = start_broker(env={"FENCEBROKERD_FAILPOINT": ",".join(f"recover.replayed:1@{n}" for n in range(2, 6))})
+def pauses(log: str) -> list[str]:
+    """How long the keeper said that it would wait, each time."""
+    return re.findall(r"keeper: the next one begins in (\S+) s$", log, re.MULTILINE)
+
+
+def test_failed_recoveries_are_followed_after_growing_pauses_and_forgotten_after_a_good_one(start_broker: StartBroker) -> None:
+    """Four fail, the fifth goes on and works for longer than a moment; then the same once more: eight failures in all, and no end."""
+    broker = start_broker(env={"FENCEBROKERD_FAILPOINT": ",".join(f"recover.replayed:1@{n}" for n in (2, 3, 4, 5, 7, 8, 9, 10))})
     with fb.connect(broker.path, autostart=False) as connection, connection.create_timeline() as timeline, timeline.export(1) as fence:
-        os.kill(connection._status()["pid"], signal.SIGKILL)
-        status = connection._status()
-        assert status["generation"] == 6
+        for generation in (6, 11):
+            began = time.monotonic()
+            os.kill(connection._status()["pid"], signal.SIGKILL)
+            assert connection._status()["generation"] == generation
+            assert time.monotonic() - began >= 0.1 + 0.2 + 0.4 + 0.8
+            with connection.sync_file("nobody@1", expiry=1.1) as later:
+                wait_readable(later.fileno())
+        assert fence.status() == 0
         timeline.advance(1)
         fence.wait(10)
+    assert pauses(broker.log()) == ["0.1", "0.2", "0.4", "0.8"] * 2
+
+
+def test_a_broker_that_dies_after_work_well_done_is_followed_at_once(broker: BrokerProcess) -> None:
+    """Twice it ends by a fault of its own after more than a second: that is no loop."""
+    with fb.connect(broker.path, autostart=False) as connection:
+        for generation in (2, 3):
+            with connection.sync_file("nobody@1", expiry=1.1) as fence:
+                wait_readable(fence.fileno())
+            os.kill(connection._status()["pid"], signal.SIGBUS)
+            assert connection._status()["generation"] == generation
+    assert broker.log().count("the broker is replaced: it was ended by SIGBUS") == 2
+    assert pauses(broker.log()) == []
+
+
+def test_brokers_that_die_at_once_by_errors_of_their_own_are_followed_after_pauses(start_broker: StartBroker) -> None:
+    """Each recovers, and fails at the next packet: no recovery fails, so it never ends, but it does not spin."""
+    broker = start_broker(env={"FENCEBROKERD_FAILPOINT": ",".join(f"append.before:3@{n}=raise" for n in range(2, 6))})
+    broker.expect_trouble()
+    with fb.connect(broker.path, autostart=False) as connection:
+        os.kill(connection._status()["pid"], signal.SIGKILL)
+        while connection._status()["generation"] < 6:
+            connection.create_timeline().close()
+    assert pauses(broker.log()) == ["0.2", "0.4", "0.8"]
 
 
 def answer(client: WireClient, serial: int) -> bytes:

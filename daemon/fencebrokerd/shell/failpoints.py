@@ -20,6 +20,7 @@ __all__ = ["BUG", "FAILPOINTS", "IS_ARMED", "SEEDED_BUGS", "hit", "is_hit", "sta
 
 #: Steps of a turn, in order; each can be killed before or after it.
 FAILPOINTS: Final = {
+    "listen.after": "the first broker listens, and nothing is in the journal",
     "append.before": "the decision is made and nothing of it is in the journal",
     "append.torn": "half of the record is written",
     "append.after": "the record is in the journal and nothing was done",

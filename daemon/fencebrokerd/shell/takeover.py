@@ -21,7 +21,16 @@ from fencebrokerd.shell.notify import say_ready
 from fencebrokerd.shell.recovery import inherit, open_descriptors, reconcile
 from fencebrokerd.shell.server import Server
 
-__all__ = ["take_over"]
+__all__ = ["left_behind", "take_over"]
+
+
+def left_behind(keeper: Keeper, ready_fd: int | None) -> set[int]:
+    """What is open and is neither a standard stream nor somebody else's: another broker of this table left it."""
+    return {fd for fd in open_descriptors() if fd > 2} - _not_ours(keeper, ready_fd)
+
+
+def _not_ours(keeper: Keeper, ready_fd: int | None) -> set[int]:
+    return {*keeper.descriptors, -1 if ready_fd is None or keeper.page.words[SAID_READY] else ready_fd}
 
 
 def take_over(
@@ -41,6 +50,7 @@ def take_over(
     journal = Journal(page)
     found = inherit(journal, os.getuid(), words[PUBLISHED], advance)
     if found is None or found.state is None:
+        gc.enable()
         return None
     is_reload = bool(words[STEPPED_ASIDE])
     log = Log(found.config.log_level)
@@ -51,7 +61,7 @@ def take_over(
     advance()
     table = open_descriptors()
     advance()
-    known = {*keeper.descriptors, -1 if ready_fd is None or words[SAID_READY] else ready_fd}
+    known = _not_ours(keeper, ready_fd)
     addresses = [_address(listening.fd) for listening in found.listeners]
     adopted, unknown = reconcile(found, table, known, bool(words[ACCEPTING]), addresses)
     words[ACCEPTING] = 0
