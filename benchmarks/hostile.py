@@ -65,10 +65,12 @@ class Attack:
 
 
 def _connect(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.connect(path)
-    send_packet(sock, wire.encode([1, wire.HELLO, wire.VERSION, "flood"]))
-    _answer(sock)
+    with contextlib.ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        sock.connect(path)
+        send_packet(sock, wire.encode([1, wire.HELLO, wire.VERSION, "flood"]))
+        _answer(sock)
+        undo.pop_all()
     return sock
 
 
@@ -91,8 +93,7 @@ def ask(path: str) -> Iterator[None]:
 
 def advance(path: str) -> Iterator[None]:
     """A timeline's socket, always full."""
-    with fb.connect(path) as broker, broker.create_timeline() as timeline:
-        end = timeline.share()
+    with fb.connect(path) as broker, broker.create_timeline() as timeline, timeline.share() as end:
         for n in itertools.count(1):
             end.send(wire.encode([7, n, wire.ADVANCE, n]))
             yield
@@ -140,10 +141,11 @@ def block(path: str) -> Iterator[None]:
     """Descriptors whose writing blocks (design 3.6)."""
     while True:
         with contextlib.suppress(fb.BrokerUnavailable), fb.connect(path) as broker, broker.create_timeline() as timeline:
+            timeline.share().close()  # from here on the broker signals, and not this process itself
             for n in itertools.count(1):
                 with timeline.export(n) as fence:
-                    os.set_blocking(fence.fileno(), True)
-                    os.eventfd_write(fence.fileno(), 2**64 - 2)
+                    with contextlib.suppress(BlockingIOError):  # its session was ended, and it with it
+                        os.eventfd_write(fence.fileno(), 2**64 - 2)
                     os.set_blocking(fence.fileno(), True)
                     timeline.advance(n)
                     broker._status()

@@ -36,6 +36,8 @@ class Layout:
     tracers: int = 1
     #: Seconds after which a worker gives a fence up for lost.
     patience: float = LIMIT
+    #: Whose processes they are; 0: our own user's.
+    uid: int = 0
 
 
 def descriptors_of(pid: int) -> dict[int, str]:
@@ -63,7 +65,11 @@ class Crowd:
             self._stack.callback(shutil.rmtree, folder)
             self._brokers = contextlib.ExitStack()
             self._stack.push(self._brokers)
+            if layout.uid:
+                arguments = (*arguments, "--socket-mode", "0666")
             self.process: BrokerProcess = StartBroker(self._brokers)(*arguments, env=env, python=python)
+            if layout.uid:
+                os.chmod(os.path.dirname(self.process.path), 0o755)
             self.control = self._stack.enter_context(fb.connect(self.process.path, autostart=False))
             self._start(folder, layout)
             undo.pop_all()
@@ -76,7 +82,7 @@ class Crowd:
             [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(layout.consumers)] for _ in range(layout.producers)
         ]
         try:
-            common = {"path": self.process.path, "ledger": ledger, "patience": layout.patience}
+            common = {"path": self.process.path, "ledger": ledger, "patience": layout.patience, "uid": layout.uid}
             roles: list[tuple[str, int, list[socket.socket]]] = [("tracer", i, []) for i in range(layout.tracers)]
             roles += [("consumer", j, [row[j][1] for row in pairs]) for j in range(layout.consumers)]
             roles += [("producer", i, [pair[0] for pair in row]) for i, row in enumerate(pairs)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Mapping
 
@@ -22,21 +23,25 @@ def rampage(
     layout: Layout = _SIMPLE,
     env: Mapping[str, str | None] | None = None,
     limit: float = 0.0,
+    longest: float = 0.1,
     progress: Callable[[Killer], None] = lambda _: None,
+    company: Callable[[str], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
 ) -> str:
-    """Kill so many brokers under a crowd of workers; ``limit`` seconds end it before.  What went well, in one line; ``Wrong`` if it did not.
+    """Kill so many brokers under a crowd of workers.  What went well, in one line; ``Wrong`` if it did not.
 
+    ``limit`` seconds end it before.  No broker lives for more than ``longest`` seconds.  ``company`` is with the workers until they leave.
     The seed makes the workers and the moments the same again, but not the order in which the machine runs them.
     """
     with Crowd(seed, layout, env=env) as crowd:
         killer = Killer(crowd.control, random.Random(seed))
         started = killer.clock()
         try:
-            while killer.kills < kills and not (limit and killer.clock() - started > limit):
-                killer.strike()
-                crowd.check_workers()
-                progress(killer)
-            totals = crowd.finish()
+            with company(crowd.process.path):
+                while killer.kills < kills and not (limit and killer.clock() - started > limit):
+                    killer.strike(longest)
+                    crowd.check_workers()
+                    progress(killer)
+                totals = crowd.finish()
             crowd.check_books()
             recoveries = crowd.control._status()["recoveries"]
             log = crowd.stop()

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 - of these, whoever has become another user may not be able to read the files
 import json
+import os
 import random
 import select
 import socket
 import sys
+import traceback  # noqa: F401
 from typing import Any
 
+import fencebroker.mapping  # noqa: F401
 from tests.chaos.consuming import Consumer
 from tests.chaos.ledger import Ledger
 from tests.chaos.producing import Producer
 from tests.chaos.visiting import Tracer, Visitor
 
-__all__ = ["main"]
+__all__ = ["become", "main"]
+
+
+def become(uid: int) -> None:
+    """Be another user from here on."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
 
 
 def is_told_to_stop() -> bool:
@@ -29,6 +40,8 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
     sockets = [socket.socket(fileno=fd) for fd in settings["sockets"]]
     try:
         with Ledger(settings["ledger"]) as ledger:
+            if settings["uid"]:
+                become(settings["uid"])
             match settings["role"]:
                 case "producer":
                     worker: Producer | Consumer | Visitor | Tracer = Producer(settings["number"], path, ledger, sockets, rng, patience)

@@ -25,8 +25,9 @@ import fencebroker as fb
 from fencebroker import aio, ring, wire
 from fencebroker.exclusive import Exclusive
 from fencebroker.fds import send_packet
-from fencebroker.mapping import Mapping, has_barrier
+from fencebroker.mapping import has_barrier
 from tests.helpers import LIMIT, BrokerProcess, Spawn, descriptors, is_readable, not_run, wait_readable
+from tests.process.hostile_ring import SPOILS, Hostile
 from tests.process.wire_client import WireClient, descriptors_of, switches_of
 
 
@@ -607,80 +608,13 @@ def test_producers_are_killed_at_any_moment(broker: BrokerProcess, spawn: Spawn)
 # Hostile producers
 
 
-class Hostile:
-    """A producer with a ring that it writes to by itself."""
-
-    def __init__(self, client: WireClient, holder: int = 5) -> None:
-        self.client = client
-        client.say([2, wire.CREATE_TIMELINE, None, "hostile", 0o600, None])
-        packet, fds = client.take()
-        self.context = wire.decode_answer(packet)[2]
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fds[0].detach())
-        client.say([3, wire.RING, self.context, holder])
-        packet, fds = client.take()
-        assert wire.decode_answer(packet) == [3, 0, ring.RING_BYTES]
-        self.memory = fds[0]
-        self.mapping = Mapping(self.memory.fileno(), ring.RING_BYTES)
-        self.writer = ring.Writer(self.mapping.view)
-        self.words = self.mapping.view.cast("Q")
-
-    def export(self, seqno: int) -> fb.SyncFile:
-        self.client.say([4, wire.EXPORT, self.context, [seqno], "", False])
-        packet, fds = self.client.take()
-        answer = wire.decode_answer(packet)
-        assert answer[:2] == [4, 0]
-        self.handle = answer[2]
-        return fb.SyncFile.from_fd(fds[0].detach())
-
-    def ring_the_bell(self) -> None:
-        send_packet(self.sock, wire.DOORBELL)
-
-    def close(self) -> None:
-        self.words.release()
-        self.writer.close()
-        self.mapping.close()
-        self.memory.close()
-        self.sock.close()
-
-
 @pytest.fixture
 def hostile(broker: BrokerProcess) -> Iterator[Hostile]:
     with WireClient(broker.path) as client, contextlib.closing(Hostile(client)) as made:
         yield made
 
 
-def _far_head(one: Hostile) -> None:
-    one.words[0] = 2**40
-
-
-def _unwritten(one: Hostile) -> None:
-    one.words[0] = 3
-
-
-def _torn(one: Hostile) -> None:
-    one.writer.commit(ring.ADVANCE, 5, 0, 0)
-    one.words[33] = 6
-
-
-def _backwards(one: Hostile) -> None:
-    one.writer.commit(ring.ADVANCE, 1, 0, 0)
-    one.writer.commit(ring.ADVANCE, 1, 0, 0)
-
-
-def _unknown(one: Hostile) -> None:
-    one.writer.commit(9, 1, 0, 0)
-
-
-def _after_close(one: Hostile) -> None:
-    one.writer.commit(ring.CLOSE, 0, 0, 0)
-    one.writer.commit(ring.ADVANCE, 5, 0, 0)
-
-
-def _noise(one: Hostile) -> None:
-    one.mapping.view[:] = os.urandom(ring.RING_BYTES)
-
-
-@pytest.mark.parametrize("spoil", [_far_head, _unwritten, _torn, _backwards, _unknown, _after_close, _noise])
+@pytest.mark.parametrize("spoil", SPOILS)
 @pytest.mark.parametrize("seen_by", ["doorbell", "question"])
 def test_nonsense_costs_its_own_timeline(broker: BrokerProcess, hostile: Hostile, spoil: Callable[[Hostile], None], seen_by: str) -> None:
     with working(broker.path) as (connection, honest), honest.export(1) as fine, hostile.export(9) as fence:
