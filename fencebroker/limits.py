@@ -49,7 +49,7 @@ class Limits:
     queued_bytes: int = 256 * 1024
     #: A session that takes nothing for so long is disconnected.
     stalled_seconds: float = 10.0
-    #: Signalled fences whose handle is closed are kept for questions afterwards, the newest so many per uid.
+    #: Signalled fences whose handle is closed are kept for questions afterwards, the newest so many per uid.  The oldest go some at a time.
     retained_records: int = 1024
     #: Failed points remembered per timeline, so that a later export of one still has its error.
     remembered_failures: int = 1024

@@ -10,7 +10,7 @@ import errno
 import heapq
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fencebroker.model import OK, U64_MAX
 from fencebrokerd.core import effects as fx
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from fencebrokerd.core.turn import Turn
 
 __all__ = ["advance", "cancel", "cancel_all", "expire", "fail", "forget_if_unused", "inc", "set_deadline", "signal_point", "tidy"]
+
+
+#: Of the quota of records one part in so many is made free at a time, for letting go of many at once costs less.
+SLACK: Final = 32
 
 
 def signal(turn: Turn, fences: Iterable[tuple[Fence, int]]) -> None:
@@ -68,8 +72,14 @@ def completed(arrays: Iterable[Array], status: int) -> list[tuple[Array, int]]:
 
 
 def trim(turn: Turn, uid: int) -> None:
-    """Forget the oldest of what ``uid`` has on record of signalled fences, beyond the quota: descriptors given back, then fences."""
+    """Forget the oldest of what ``uid`` has on record of signalled fences, beyond the quota: descriptors given back, then fences.
+
+    Some at a time: what is over makes room for some more.
+    """
     account, most = turn.state.account(uid), turn.limits_of(uid).retained_records
+    if len(account.returned) <= most and len(account.retained) <= most:
+        return
+    most -= most // SLACK
     excess = len(account.returned) - most
     if excess > 0:
         handles = list(islice(account.returned, excess))
