@@ -69,22 +69,22 @@ class Entry(NamedTuple):
 class Writer:
     """The producer's end.  Its caller holds a lock, and asks ``has_room`` before each commit."""
 
-    __slots__ = ("_bytes", "_half_at", "_limit", "_words", "committed")
+    __slots__ = ("_bytes", "_half_at", "committed", "limit", "words")
 
     def __init__(self, page: memoryview) -> None:
         """Begin on a fresh page; ``close`` lets go of it."""
         self._bytes = page[:RING_BYTES]
-        self._words = self._bytes.cast("Q")
+        self.words = self._bytes.cast("Q")
         self.committed = 0
-        self._limit = CAPACITY - 1
+        self.limit = CAPACITY - 1
         self._half_at = CAPACITY // 2
 
     def has_room(self) -> bool:
         """Whether another entry fits; the last place is kept for CLOSE."""
-        if self.committed < self._limit:
+        if self.committed < self.limit:
             return True
         self._look_at_tail()
-        return self.committed < self._limit
+        return self.committed < self.limit
 
     def commit(self, op: int, number: int, error: int, at: int) -> bool:
         """Add an entry, which counts when this returns.  True: the ring is half full, and the reader should be told."""
@@ -92,14 +92,14 @@ class Writer:
         start = _FIRST_BYTE + self.committed % CAPACITY * ENTRY_BYTES
         packed = _pack(serial << _SERIAL_SHIFT | error << _ERROR_SHIFT | op, number, at)
         self._bytes[start : start + 24] = packed
-        words = self._words
+        words = self.words
         words[(start >> 3) + 3] = crc32(packed)
         words[HEAD] = self.committed = serial
         return serial >= self._half_at and self._is_half_full()
 
     def _look_at_tail(self) -> None:
-        tail = min(self._words[TAIL], self.committed)
-        self._limit = min(tail + CAPACITY - 1, SERIAL_MAX - 1)
+        tail = min(self.words[TAIL], self.committed)
+        self.limit = min(tail + CAPACITY - 1, SERIAL_MAX - 1)
         self._half_at = tail + CAPACITY // 2
 
     def _is_half_full(self) -> bool:
@@ -112,21 +112,21 @@ class Writer:
 
     @property
     def is_frozen(self) -> bool:
-        return self._words[FROZEN] != 0
+        return self.words[FROZEN] != 0
 
     def is_awaited(self, value: int) -> bool:
         """Whether somebody at the reader's waits for a point up to ``value``."""
-        armed = self._words[ARMED]
+        armed = self.words[ARMED]
         return armed != 0 and value >= armed
 
     @property
     def seen(self) -> int:
         """The counter of the last packet that the reader has handled."""
-        return self._words[SEEN]
+        return self.words[SEEN]
 
     def close(self) -> None:
         """Let go of the page."""
-        self._words.release()
+        self.words.release()
         self._bytes.release()
 
 
@@ -157,33 +157,29 @@ class Reader:
         Raises Torn, after which the same may be read again, or Nonsense.
         """
         entries: list[Entry] = []
-        value, at = self._value, self.at
+        value, last, page = self._value, self.at, self._bytes
         for serial in range(self.taken + 1, head + 1):
-            entry = self._copy(serial)
-            op, number = entry.op, entry.number
-            if op == INC:
-                value = min(value + number, U64_MAX)
-            elif op in (ADVANCE, FAIL):
+            start = _FIRST_BYTE + (serial - 1) % CAPACITY * ENTRY_BYTES
+            copy = bytes(page[start : start + ENTRY_BYTES])  # what is checked is a copy that nobody can change
+            word, number, at, checksum = _unpack(copy)
+            if checksum != crc32(copy[:24]) or word >> _SERIAL_SHIFT != serial:
+                raise Torn(f"entry {serial} is not whole")
+            op, error = word & 0xF, word >> _ERROR_SHIFT & 0xFFF
+            if op in (ADVANCE, FAIL):
                 if number <= value:
                     raise Nonsense(f"entry {serial} goes back to {number} from {value}")
                 value = number
+            elif op == INC:
+                value = min(value + number, U64_MAX)
             elif op != CLOSE:
                 raise Nonsense(f"entry {serial} has op {op}")
             elif serial != head:
                 raise Nonsense(f"entry {serial} is CLOSE and not the last")
-            if (op == FAIL) != (1 <= entry.error <= MAX_ERRNO):
-                raise Nonsense(f"entry {serial} has error {entry.error} with op {op}")
-            at = max(at, min(entry.at, now))
-            entries.append(entry._replace(at=at))
+            if (op == FAIL) != (1 <= error <= MAX_ERRNO):
+                raise Nonsense(f"entry {serial} has error {error} with op {op}")
+            last = max(last, min(at, now))
+            entries.append(Entry(serial, op, number, error, last))
         return entries
-
-    def _copy(self, serial: int) -> Entry:
-        start = _FIRST_BYTE + (serial - 1) % CAPACITY * ENTRY_BYTES
-        copy = bytes(self._bytes[start : start + ENTRY_BYTES])
-        head, number, at, checksum = _unpack(copy)
-        if checksum != crc32(copy[:24]) or head >> _SERIAL_SHIFT != serial:
-            raise Torn(f"entry {serial} is not whole")
-        return Entry(serial, head & 0xF, number, head >> _ERROR_SHIFT & 0xFFF, at)
 
     def take(self, entries: list[Entry]) -> None:
         """Count ``entries`` as taken.  Their places are free for others when ``free`` says so, which waits until they are on record."""

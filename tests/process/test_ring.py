@@ -165,7 +165,7 @@ def test_a_sync_file_that_is_given_back_in_the_middle_of_a_signal(
         fences[1].close()
         return pop(heap)
 
-    monkeypatch.setattr("fencebroker.exclusive.heapq.heappop", give_one_back)
+    monkeypatch.setattr("fencebroker.exclusive.heappop", give_one_back)
     timeline.advance(3)
     assert [fence.status() for fence in (fences[0], fences[2])] == [1, 1]
     assert len(descriptors()) == before - 4
