@@ -294,6 +294,11 @@ class Broker:
         return events
 
     @property
+    def has_events(self) -> bool:
+        """Whether anything has changed since ``take_events``."""
+        return bool(self._turn.events)
+
+    @property
     def is_traced(self) -> bool:
         """Whether anybody follows the events."""
         return bool(self.state.subscribers)

@@ -46,10 +46,11 @@ class CloseRing(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """Write ``status`` to the eventfds of these handles."""
+    """Write ``status`` to the eventfds of these handles.  ``written``: their producer does so by itself, so most of them have it."""
 
     handles: Sequence[int]
     status: int
+    written: bool = False
 
 
 class CloseHandles(NamedTuple):

@@ -70,21 +70,21 @@ def drain(turn: Turn, timeline: Timeline, entries: Sequence[ring.Entry], now: in
 
 
 def _joined(effects: Iterable[fx.Effect]) -> Iterator[fx.Effect]:
-    """Join signals in a row that are the same: each costs a timer."""
-    last: fx.Signal | None = None
+    """Join signals in a row that are the same: each costs a look, and a timer."""
+    handles: list[int] = []
+    status = 0
     for effect in effects:
-        if last is not None:
-            if isinstance(effect, fx.Signal) and effect.status == last.status:
-                last = fx.Signal([*last.handles, *effect.handles], last.status)
-                continue
-            yield last
-            last = None
-        if isinstance(effect, fx.Signal):
-            last = effect
-        else:
+        signal = effect if isinstance(effect, fx.Signal) else None
+        if handles and (signal is None or signal.status != status):
+            yield fx.Signal(handles, status, True)
+            handles = []
+        if signal is None:
             yield effect
-    if last is not None:
-        yield last
+        else:
+            handles += signal.handles
+            status = signal.status
+    if handles:
+        yield fx.Signal(handles, status, True)
 
 
 # -- which rings to read first
@@ -97,6 +97,13 @@ def concerned(turn: Turn, message: Sequence[Any], references: Sequence[fx.Refere
     if not rings:
         return ()
     op = message[1]
+    if op == wire.INFO and message[2] is not None:
+        sync_file = state.sync_files.get(message[2])
+        if sync_file is None or sync_file.fence.status:
+            return ()
+        if sync_file.fence.timeline is not None:
+            return _of(sync_file.fence.timeline)
+        return _beneath((sync_file.fence,))
     if op in _BY_CONTEXT:
         return _of(state.timelines.get(message[2]))
     if op == wire.SYNC_FILE:
@@ -104,7 +111,7 @@ def concerned(turn: Turn, message: Sequence[Any], references: Sequence[fx.Refere
     if op in _OF_ALL:
         return list(rings)
     handles: Iterable[int] = ()
-    if op in (wire.INFO, wire.SET_DEADLINE, wire.WAIT_START):
+    if op in (wire.SET_DEADLINE, wire.WAIT_START):
         handles = (message[2],) if message[2] is not None else ()
     elif op == wire.IMPORT:
         handles = (message[3],) if message[3] is not None else ()

@@ -28,6 +28,7 @@ __all__ = ["Eventfds"]
 GUARD_SECONDS: Final = 0.02
 #: So long one batch of writes may take.  Waking 100,000 waiters of one descriptor takes as long, all of it within the write.
 BATCH_SECONDS: Final = 0.02
+_IN_OUT: Final = select.POLLIN | select.POLLOUT
 
 
 class Eventfds:
@@ -77,6 +78,17 @@ class Eventfds:
         for handle in waiting:
             self._put_off.setdefault(uid_of(handle), {})[handle] = status
         return tampered, poisoned
+
+    def not_ok(self, handles: Iterable[int]) -> list[int]:
+        """Those of ``handles`` that do not say OK, by one look at all: what says exactly that is readable and takes no more."""
+        fds = {fd: handle for handle in handles if (fd := self._fds.get(handle)) is not None}
+        poll = select.poll()
+        for fd in fds:
+            poll.register(fd, _IN_OUT)
+        for fd, happened in poll.poll(0):
+            if happened == select.POLLIN:
+                del fds[fd]
+        return list(fds.values())
 
     def put_off(self) -> list[int]:
         """The users for whose sync_files there is something left to write."""

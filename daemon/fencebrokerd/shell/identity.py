@@ -53,9 +53,10 @@ class Identity:
     def catch_up(self) -> None:
         """Read the oldest ids that are over the limit; called when everybody has been answered."""
         unread = self._unread
-        with contextlib.suppress(OSError):  # no descriptor left to read them with: later
-            for _ in range(min(len(unread) - LAZY, AT_ONCE)):
-                self._read(next(iter(unread)))
+        if len(unread) > LAZY:
+            with contextlib.suppress(OSError):  # no descriptor left to read them with: later
+                for _ in range(min(len(unread) - LAZY, AT_ONCE)):
+                    self._read(next(iter(unread)))
 
     def _touch(self, handle: int, fd: int) -> None:
         recent = self._recent

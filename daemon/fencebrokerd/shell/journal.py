@@ -28,6 +28,8 @@ LEAST: Final = 1024 * 1024
 #: Memory is taken in steps: where there is none left, the step says so, and a store would be a SIGBUS.
 STEP: Final = 256 * 1024
 _HEAD: Final = struct.Struct("<II")
+_HEAD_BYTES: Final = _HEAD.size
+_pack_head: Final = _HEAD.pack
 _HALF_BYTES: Final = JOURNAL_BYTES // 2
 
 
@@ -50,6 +52,7 @@ class Journal:
         self._start = PAGE_BYTES + half * _HALF_BYTES
         self._end = self._start + self._words[LENGTH + half]
         self._room = self._end  # memory up to here is ours
+        self._long = self._start + max(LEAST, GROWTH * self._words[BASE])
 
     def __len__(self) -> int:
         return self._end - self._start
@@ -57,23 +60,24 @@ class Journal:
     @property
     def is_long(self) -> bool:
         """Whether it should be written anew."""
-        return self._end - self._start > max(LEAST, GROWTH * self._words[BASE])
+        return self._end > self._long
 
     def append(self, payload: bytes) -> None:
         """Add a record, which counts when this returns.  OSError when the machine has no memory for it."""
-        start, end = self._end, self._end + _HEAD.size + len(payload)
+        n = len(payload)
+        start, end = self._end, self._end + _HEAD_BYTES + n
         if end > self._room:
             self._room = self._make_room(self._start, end)
         if failpoints.IS_ARMED and failpoints.is_hit("append.torn"):
             self._map[start : start + _HEAD.size + len(payload) // 2] = self._packed(payload)[: _HEAD.size + len(payload) // 2]
             failpoints.strike("append.torn")
-        self._map[start:end] = self._packed(payload)
+        self._map[start:end] = _pack_head(n, zlib.crc32(payload)) + payload
         self._words[LENGTH + self._half] = end - self._start
         self._end = end
 
     @staticmethod
     def _packed(payload: bytes) -> bytes:
-        return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+        return _pack_head(len(payload), zlib.crc32(payload)) + payload
 
     def _make_room(self, start: int, end: int) -> int:
         room = start - -(end - start) // STEP * STEP
@@ -100,9 +104,9 @@ class Journal:
         self._words[HALF] = half
         if failpoints.IS_ARMED:
             failpoints.hit("compact.after")
+        self._words[BASE] = end - start
         self._take(half)
         self._room = room
-        self._words[BASE] = end - start
         self._map.madvise(mmap.MADV_REMOVE, PAGE_BYTES + old * _HALF_BYTES, _HALF_BYTES)
 
     def records(self) -> Iterator[tuple[int, bytes]]:

@@ -82,15 +82,15 @@ class Ledger:
         if journal is None:
             return
         hand = self._hand
-        answer = None
-        if hand is not None and not hand.is_timeline:
-            answer = self._find_answer(hand, effects)
         changes: Sequence[object] = events
         if self._notes:
             changes = [*events, *self._notes]
             self._notes = []
         if not changes and (hand is None or self._is_recorded or not hand.is_timeline):
             return  # a question: it may be answered twice
+        answer = None
+        if hand is not None and not hand.is_timeline:
+            answer = self._find_answer(hand, effects)
         if failpoints.IS_ARMED:
             failpoints.hit("append.before")
         packet = None

@@ -16,7 +16,7 @@ import select
 import socket
 import struct
 import termios
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -114,20 +114,23 @@ class Flight:
     def __init__(self, pool: int) -> None:
         #: The kernel lets this process have so many in flight.
         self.pool = pool
-        self._unread: Counter[int] = Counter()
+        self._unread: dict[int, int] = {}
+        self._total = 0
         self._kept: dict[int, tuple[socket.socket, int, int]] = {}
 
     def count(self, uid: int, n: int) -> None:
         """``n`` more, or fewer, are unread."""
-        self._unread[uid] += n
-        if not self._unread[uid]:
+        mine = self._unread.get(uid, 0) + n
+        self._total += n
+        if mine:
+            self._unread[uid] = mine
+        else:
             del self._unread[uid]
 
     def has_room(self, uid: int, n: int, limit: int) -> bool:
         """Whether ``uid`` may leave ``n`` more unread."""
-        mine = self._unread[uid]
-        left = self.pool - self._unread.total()
-        return mine + n <= min(limit, allowance(self.pool, left, mine, len(self._unread) - bool(mine)))
+        mine = self._unread.get(uid, 0)
+        return mine + n <= min(limit, allowance(self.pool, self.pool - self._total, mine, len(self._unread) - bool(mine)))
 
     def keep(self, sock: socket.socket, uid: int, n: int) -> None:
         """Own the socket of a session that has ended, with ``n`` descriptors unread, until its client has read them or closes its end.
@@ -228,8 +231,9 @@ class Peer:
             except BlockingIOError:
                 self.stalled_at = now
             else:
-                self._count(len(fds))
-                self._note(len(packet), len(fds))
+                if fds or self.unread:  # else it does not matter when this packet is taken
+                    self._count(len(fds))
+                    self._note(len(packet), len(fds))
                 return False
         if self.queued_bytes + len(packet) > self.limit_bytes:
             raise TooSlow(f"it left {self.queued_bytes} bytes unread")

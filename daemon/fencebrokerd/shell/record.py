@@ -113,6 +113,7 @@ _ENTRIES: Final = (
 )
 KINDS: Final[dict[int, type[Any]]] = {**dict(enumerate(EVENTS)), **{128 + i: kind for i, kind in enumerate(_ENTRIES)}}
 _NUMBER_OF: Final[dict[type[Any], int]] = {kind: number for number, kind in KINDS.items()}
+_number_of: Final = _NUMBER_OF.__getitem__
 
 
 class Packet(NamedTuple):
@@ -179,8 +180,7 @@ def config_of(entry: Configured) -> Config:
 
 def encode(packet: Packet | None, changes: Sequence[Any], answer: Answer | None) -> bytes:
     """Return the payload of a record."""
-    numbers = _NUMBER_OF
-    packed: bytes = _pack((packet, bytes([numbers[type(change)] for change in changes]), changes, answer))
+    packed: bytes = _pack((packet, bytes(map(_number_of, map(type, changes))), changes, answer))
     return packed
 
 

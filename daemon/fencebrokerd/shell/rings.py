@@ -77,15 +77,15 @@ class Rings:
         """The descriptor of a ring's memory, borrowed."""
         return self._rings[socket_id].fd.fileno()
 
-    def read(self, socket_id: int, now: int) -> list[Entry]:
-        """Return what was committed since the last call.  Nonsense when no honest producer leaves it so."""
+    def has_more(self, socket_id: int) -> bool:
+        """Whether something was committed since the last ``read``.  Nonsense when that cannot be."""
         ring = self._rings.get(socket_id)
-        if ring is None:
-            return []
-        reader = ring.reader
+        return ring is not None and ring.reader.head() != ring.reader.taken
+
+    def read(self, socket_id: int, now: int) -> list[Entry]:
+        """Return what was committed since the last call, of a ring that has more.  Nonsense when no honest producer leaves it so."""
+        reader = self._rings[socket_id].reader
         head = reader.head()
-        if head == reader.taken:
-            return []
         if not _IN_ORDER:
             barrier()
         try:

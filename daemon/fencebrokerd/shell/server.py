@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import os
 import resource
 import select
@@ -31,6 +32,7 @@ from typing import Any, Final
 from fencebroker import wire
 from fencebroker.errors import Refusal
 from fencebroker.fds import NOWAIT, PEEK, OwnedFd, Truncated, close_all, drop_packet, is_hung_up, recv_packet
+from fencebroker.model import OK
 from fencebroker.protocol import Move, Violation
 from fencebroker.ring import Nonsense
 from fencebrokerd import __version__
@@ -73,6 +75,8 @@ FOREIGN: Final = 64
 MARGIN: Final = 48
 LAST: Final = 16
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
+#: After so many new objects that were not let go of the collector looks; what makes it look at all of them grows with their number.
+COLLECT: Final = 20_000
 #: epoll takes no timeout of more than 24 days: what is due later is looked at again after one.
 DAY: Final = 86_400.0
 _LINES: Final = 24  # rendered events in one packet
@@ -154,18 +158,28 @@ class Server:
         self._epoll.register(self._signals.fileno(), select.EPOLLIN)
         if not len(self._ledger):
             self.write_anew()
+        # What the loop makes is let go of when the last name for it goes; the collector is for what exceptions leave, and looks seldom.
+        gc.freeze()
+        gc.set_threshold(COLLECT, *gc.get_threshold()[1:])
         ready()
         words = self._words
         words[READY] = 1
         words[TURN] += words[TURN] % 2
         while not self._signals.stop and not self._is_idle_for_good:
             # What was put off stands in the queue like anything else that a user wants.
-            left: list[tuple[int, int]] = [(-uid - 1, 0) for uid in self._eventfds.put_off()]
-            happened = self._epoll.poll(0 if left else self._timeout()) + left
+            left = self._eventfds.put_off()
+            timeout = None if self._is_calm() else self._timeout()
+            happened = self._epoll.poll(0 if left else timeout)
             words[TURN] += 1
             if self._is_kept and not words[ARMED]:
                 self._keeper.page.arm()
+            if left:
+                happened += [(-uid - 1, 0) for uid in left]
             self._take_turn(happened)
+            if timeout is not None:
+                self._pass_time()
+            if self._ledger.is_long:
+                self.write_anew()
             if self._signals.reload:
                 if self._is_kept:
                     self._step_aside()
@@ -175,7 +189,7 @@ class Server:
         return self._stop()
 
     def _take_turn(self, happened: list[tuple[int, int]]) -> None:
-        for fd, events in self._fairness.order(happened, self._uid_of):
+        for fd, events in happened if len(happened) == 1 else self._fairness.order(happened, self._uid_of):
             if fd < 0:
                 self._note_signalled(*self._eventfds.resume(-fd - 1, self._core.uid_of))
             elif (socket_id := self._sockets.id_of(fd)) is not None:
@@ -198,10 +212,8 @@ class Server:
                 self._creators.forget(session)
             elif self._supervisor.owns(fd):
                 self._supervisor.come_back()
-        self._pass_time()
-        self._supervisor.say_status()
-        if self._ledger.is_long:
-            self.write_anew()
+        if self._supervisor.listens:
+            self._supervisor.say_status()
 
     # -- for the next broker
 
@@ -404,21 +416,22 @@ class Server:
 
     # -- time
 
-    def _timeout(self) -> float | None:
-        """Seconds until something is due; None: nothing ever, unless somebody speaks."""
-        wake_at = self._core.wake_at
-        config, limits = self._config, self._config.limits
-        watchdog, reaper = self._supervisor.due, self._reaper.pending
-        if (
-            wake_at is None
-            and watchdog is None
-            and not reaper
+    def _is_calm(self) -> bool:
+        """Nothing is due, ever, unless somebody speaks: nearly always, and asked in each turn."""
+        return (
+            not self._core.state.expiries
             and not self._silent
             and not self._queued
-            and (self._peers or not config.idle_exit)
-        ):
-            return None
-        due = [wake_at, watchdog, self._reaper.due(time.monotonic_ns())]
+            and self._idle_since is None
+            and self._supervisor.due is None
+            and not self._reaper.pending
+            and bool(self._peers or not self._config.idle_exit)
+        )
+
+    def _timeout(self) -> float | None:
+        """Seconds until something is due; None: nothing ever, unless somebody speaks."""
+        config, limits = self._config, self._config.limits
+        due = [self._core.wake_at, self._supervisor.due, self._reaper.due(time.monotonic_ns())]
         if self._silent:
             due.append(next(iter(self._silent.values())).connected_at + int(limits.hello_seconds * 1e9))
         if self._queued:
@@ -432,11 +445,7 @@ class Server:
         return min(max(0.0, (min(moments) - time.monotonic_ns()) / 1e9), DAY) if moments else None
 
     def _pass_time(self) -> None:
-        wake_at = self._core.wake_at
-        is_calm = wake_at is None and not self._silent and not self._queued and self._idle_since is None
-        if is_calm and self._supervisor.due is None and not self._reaper.pending:
-            return
-        now = time.monotonic_ns()
+        wake_at, now = self._core.wake_at, time.monotonic_ns()
         self._supervisor.pass_time(now)
         self._reaper.pass_time(now)
         if wake_at is not None and wake_at <= now:
@@ -534,7 +543,7 @@ class Server:
         if not events & (select.EPOLLIN | _GONE):
             return
         # What was sent before this packet comes before it; whoever has sent very much has it taken in slices, and others' turns in between.
-        if not self._sweep(peer.credentials.uid, SLICE) and peer.swept < SWEEP:
+        if self._sockets.is_any_ready() and not self._sweep(peer.credentials.uid, SLICE) and peer.swept < SWEEP:
             peer.swept += SLICE
             return
         peer.swept = 0
@@ -576,7 +585,10 @@ class Server:
         self._ledger.look_at(peer.session)
         try:
             message, spec = wire.decode_request(packet, len(fds))
-            peer.conversation.move(Move.HELLO if message[1] == wire.HELLO else Move.REQUEST)
+            if message[1] == wire.HELLO:
+                peer.conversation.move(Move.HELLO)
+            elif not peer.conversation.is_open:  # while it is, requests leave it so
+                peer.conversation.move(Move.REQUEST)
         except (wire.Malformed, Violation) as err:
             self._end_peer(peer, "malformed", escape(str(err)))
             self._reap(fds)
@@ -796,10 +808,10 @@ class Server:
             self._freeze((socket_id,))
             self._break(socket_id, err)
             return
-        # What is in the ring was committed before this was sent.
-        self._drain((socket_id,))
-        if socket_id not in self._core.state.sockets:
-            return
+        if socket_id in self._rings:  # what is in it was committed before this was sent
+            self._drain((socket_id,))
+            if socket_id not in self._core.state.sockets:
+                return
         if message is None:
             self._carry_out(self._core.end_socket(socket_id, time.monotonic_ns()))
             return
@@ -811,7 +823,7 @@ class Server:
             self._sockets.consume(socket_id)
             if failpoints.IS_ARMED:
                 failpoints.hit("consume.after")
-        if message and self._is_owners(socket_id, message):
+        if message and socket_id in self._rings and self._is_owners(socket_id, message):
             self._rings.saw(socket_id, message[1])
 
     def _handle_signal(self, socket_id: int, message: list[Any]) -> None:
@@ -839,8 +851,10 @@ class Server:
         here is not its doing.
         """
         for socket_id in socket_ids:
-            now = time.monotonic_ns()
             try:
+                if not self._rings.has_more(socket_id):
+                    continue
+                now = time.monotonic_ns()
                 entries = self._rings.read(socket_id, now)
             except Nonsense as err:
                 self._rings.freeze((socket_id,))
@@ -897,7 +911,8 @@ class Server:
         """
         act = self._act
         self._depth += 1
-        effects = self._create(effects)
+        if not _BEFORE.isdisjoint(map(type, effects)):
+            effects = self._create(effects)
         if failpoints.BUG:
             effects = self._blunder(effects)
         self._ledger.record(self._core.take_events(), effects)
@@ -910,7 +925,10 @@ class Server:
             self._arm()
         self._identity.catch_up()
         if self._core.is_untidy:
-            self._carry_out(self._core.tidy(time.monotonic_ns()))
+            following = self._core.tidy(time.monotonic_ns())
+            if following or self._core.has_events:
+                self._carry_out(following)
+                return
         if self._core.is_traced:
             self._publish()
             self._ledger.tell()
@@ -929,8 +947,6 @@ class Server:
         Copies that give way to new ones are closed first, for there may be no room before: they had signalled and were given back, so a
         journal that still lists them misleads nobody.
         """
-        if not any(type(effect) in _CREATES for effect in effects):
-            return self._note_ends(effects)
         left: Effects = []
         for index, effect in enumerate(effects):
             now = time.monotonic_ns()
@@ -994,12 +1010,16 @@ class Server:
     def _signal(self, effect: fx.Signal) -> None:
         if failpoints.IS_ARMED:
             failpoints.hit("act.before")
-        result = self._eventfds.signal(effect.handles, effect.status, self._core.uid_of)
+        handles = effect.handles
+        if effect.written and effect.status == OK:
+            handles = self._eventfds.not_ok(handles)
+        tampered, poisoned = self._eventfds.signal(handles, effect.status, self._core.uid_of) if handles else ((), ())
         if failpoints.IS_ARMED:
             failpoints.hit("act.after")
-        self._note_signalled(*result)
+        if tampered or poisoned:
+            self._note_signalled(tampered, poisoned)
 
-    def _note_signalled(self, tampered: list[int], poisoned: list[int]) -> None:
+    def _note_signalled(self, tampered: Sequence[int], poisoned: Sequence[int]) -> None:
         for handle in tampered:
             self._carry_out(self._core.tampered(handle, time.monotonic_ns()))
         if poisoned:
@@ -1086,6 +1106,8 @@ class Server:
 
 
 _CREATES: Final = frozenset((fx.CreateEventfds, fx.CreateSocket, fx.CreateRing))
+#: Effects of which something has to be done, or noted, before they are on record.
+_BEFORE: Final = _CREATES | {fx.CloseSocket}
 
 
 def _waiting_serial(sock: socket.socket) -> int:

@@ -38,6 +38,10 @@ class Sockets:
         """Which timeline's socket the loop's event is about, if any."""
         return self._by_fd.get(fd)
 
+    def is_any_ready(self) -> bool:
+        """Whether any of the sockets can be read now."""
+        return bool(self._epoll.poll(0, 1))
+
     def create(self, socket_id: int) -> tuple[int, int, int]:
         """Make a pair and watch our end; returns our number, the client's, both borrowed, and the client's cookie.  OSError is the kernel's."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

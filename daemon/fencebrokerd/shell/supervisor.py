@@ -30,11 +30,11 @@ class Supervisor:
         self._epoll = epoll
         self._address = address
         self._status = status
-        self._listens = bool(os.environ.get("NOTIFY_SOCKET"))
+        self.listens = bool(os.environ.get("NOTIFY_SOCKET"))
         self._said = ""
         self._may_say = 0
         self._left_over = False
-        self._interval = _watchdog_interval(main_pid) if self._listens else None
+        self._interval = _watchdog_interval(main_pid) if self.listens else None
         self._next = None if self._interval is None else time.monotonic_ns() + self._interval
         self._trip: socket.socket | None = None
 
@@ -55,9 +55,7 @@ class Supervisor:
         return int(self._trip is not None)
 
     def say_status(self) -> None:
-        """Tell what changed."""
-        if not self._listens:
-            return
+        """Tell what changed, if anybody listens."""
         status = self._status()
         self._left_over = False
         if status == self._said:
