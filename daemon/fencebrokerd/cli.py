@@ -22,7 +22,7 @@ from fencebrokerd.config import LEVELS, POLICY, Config, ConfigError, load, setti
 from fencebrokerd.core.broker import Broker
 from fencebrokerd.keeper import GENERATION, STARTED, STEP_ASIDE, Keeper, leave
 from fencebrokerd.shell import failpoints
-from fencebrokerd.shell.journal import Journal
+from fencebrokerd.shell.journal import Journal, JournalError
 from fencebrokerd.shell.listener import Listener
 from fencebrokerd.shell.log import Log
 from fencebrokerd.shell.notify import passed_sockets, say_ready
@@ -94,7 +94,11 @@ def cli(
     failpoints.start(1 if keeper is None else keeper.page.words[GENERATION])
     if keeper is not None and keeper.page.words[GENERATION] > 1:
         raise_descriptor_limit(None)
-        server_and_log = take_over(keeper, read, ready_fd)
+        try:
+            server_and_log = take_over(keeper, read, ready_fd)
+        except JournalError as err:
+            Log("notice").write("error", f"what the last broker left cannot be read: {err}")
+            leave(1)  # not by the end of the interpreter, which would close what others may go on with
         if server_and_log is not None:
             sys.exit(run(*server_and_log))
     try:

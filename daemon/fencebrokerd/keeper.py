@@ -327,7 +327,7 @@ class Keeper:
             status = self._wait()
             code = os.waitstatus_to_exitcode(status)
             # Who cannot begin says why and leaves; nothing was promised to anybody yet.
-            has_begun = words[GENERATION] > 1 and words[LENGTH + words[HALF]] > 0
+            has_begun = words[GENERATION] > 1 and (words[SAID_READY] or words[LENGTH + words[HALF] % 2])
             if code == 0 or (code > 0 and not words[READY] and not has_begun):
                 return code
             if code == STEP_ASIDE:

@@ -74,8 +74,8 @@ def main(n: int, live: int, seed: int, names: tuple[str, ...], guided: str | Non
     chosen = names or (*TARGETS, "live")
     began = time.monotonic()
     live = min(live, n) if "live" in chosen else 0
-    # The packets are what strangers send; a file is written by an administrator.
-    weights = {name: 1 if name == "configuration" else 20 for name in TARGETS if name in chosen}
+    # Packets and rings are what strangers send; a file is written by an administrator, and a journal by ourselves.
+    weights = {name: {"configuration": 1, "journal": 1, "ring": 5}.get(name, 20) for name in TARGETS if name in chosen}
     done = {}
     for name, weight in weights.items():
         done[name] = (n - live) * weight // sum(weights.values())

@@ -41,11 +41,16 @@ class Journal:
     """Writes into the keeper's mapping, behind the page."""
 
     def __init__(self, page: Page) -> None:
-        """Go on where the words of the page say that it ends."""
+        """Go on where the words of the page say that it ends; JournalError when that cannot be."""
         self._fd = page.fd
         self._words = page.words
         self._map = page.map
-        self._take(page.words[HALF])
+        half = page.words[HALF]
+        if half > 1:
+            raise JournalError(f"the words of its page are damaged: there is no half {half}")
+        if page.words[LENGTH + half] > _HALF_BYTES:
+            raise JournalError(f"the words of its page are damaged: {page.words[LENGTH + half]} bytes do not fit into a half")
+        self._take(half)
 
     def _take(self, half: int) -> None:
         self._half = half
@@ -111,11 +116,11 @@ class Journal:
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """Yield what counts, oldest first, each with where it begins.  JournalError at a record that is not what was written."""
-        at = self._start
-        while at < self._end:
-            n, checksum = _HEAD.unpack_from(self._map, at)
-            payload = self._map[at + _HEAD.size : at + _HEAD.size + n]
-            if at + _HEAD.size + n > self._end or zlib.crc32(payload) != checksum:
+        at, end = self._start, self._end
+        while at < end:
+            first = at + _HEAD.size
+            n, checksum = _HEAD.unpack_from(self._map, at) if first <= end else (0, 0)
+            if first + n > end or zlib.crc32(payload := self._map[first : first + n]) != checksum:
                 raise JournalError(f"the record at byte {at - self._start} of {len(self)} is damaged")
             yield at - self._start, payload
-            at += _HEAD.size + n
+            at = first + n

@@ -192,8 +192,8 @@ def encode_snapshot(rows: Sequence[Any], entries: Sequence[Any], owed: Iterable[
 
 
 def decode(payload: bytes) -> Record | Snapshot:
-    """Read either kind; ValueError for what this version does not know."""
-    packet, numbers, values, answer, *more = msgpack.unpackb(payload, use_list=False, max_array_len=1 << 30, max_bin_len=1 << 20)
+    """Read either kind; ValueError, or another exception, for what this version does not know."""
+    packet, numbers, values, answer, *more = msgpack.unpackb(payload, use_list=False)
     changes = []
     for number, value in zip(numbers, values, strict=True):
         kind = KINDS.get(number)

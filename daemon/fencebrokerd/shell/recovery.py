@@ -24,7 +24,7 @@ from fencebrokerd.core import snapshot
 from fencebrokerd.core.state import State, nobody
 from fencebrokerd.core.trace import Line, render
 from fencebrokerd.shell import record as r
-from fencebrokerd.shell.journal import Journal
+from fencebrokerd.shell.journal import Journal, JournalError
 
 __all__ = ["Inheritance", "inherit", "open_descriptors"]
 
@@ -172,21 +172,26 @@ _ENTRIES: Final[frozenset[type[Any]]] = frozenset(
 
 
 def inherit(journal: Journal, own_uid: int, told: int, advance: Callable[[], None]) -> Inheritance | None:
-    """Read the journal; None when there is nothing in it yet.  ``advance`` is called now and then: it goes on, however long it takes.
+    """Read the journal; None when there is nothing in it yet, JournalError when it cannot be believed.  ``advance`` is called now and then: it goes on, however long it takes.
 
     Up to the byte ``told`` those who follow the events were told of them.
     """
     found = Inheritance()
     newest: deque[r.Record] = deque(maxlen=NEWEST)
     for at, payload in journal.records():
-        read = r.decode(payload)
-        if isinstance(read, r.Snapshot):
-            found.take_snapshot(read, own_uid)
-            continue
-        found.take_record(read, advance, is_told=at < told)
+        try:
+            read = r.decode(payload)
+            if isinstance(read, r.Snapshot):
+                found.take_snapshot(read, own_uid)
+                continue
+            found.take_record(read, advance, is_told=at < told)
+        except Exception as err:
+            raise JournalError(f"the record at byte {at} of {len(journal)} makes no sense: {type(err).__name__}: {err}") from err
         newest.append(read)
     if found.state is None:
         return None
+    if any(type(fd) is not int for fd in found.descriptors()):
+        raise JournalError("a descriptor of it is no number")
     found.signalled = [change.fence for one in newest for change in one.changes if isinstance(change, e.FenceSignalled)]
     return found
 

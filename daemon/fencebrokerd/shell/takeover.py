@@ -14,7 +14,7 @@ from fencebrokerd.config import Config, ConfigError
 from fencebrokerd.core.broker import Broker
 from fencebrokerd.keeper import ACCEPTING, PUBLISHED, SAID_READY, STEPPED_ASIDE, TURN, Keeper
 from fencebrokerd.shell import failpoints
-from fencebrokerd.shell.journal import Journal
+from fencebrokerd.shell.journal import Journal, JournalError
 from fencebrokerd.shell.listener import Listener
 from fencebrokerd.shell.log import Log
 from fencebrokerd.shell.notify import say_ready
@@ -36,7 +36,8 @@ def _not_ours(keeper: Keeper, ready_fd: int | None) -> set[int]:
 def take_over(
     keeper: Keeper, read: Callable[[], Config], ready_fd: int | None
 ) -> tuple[Server, Listener | None, Log, Callable[[], None]] | None:
-    """Build the server that goes on with what the last broker left; None when it left nothing, for it had not begun.
+    """Build the server that goes on with what the last broker left; None when it left nothing, for it had not begun.  JournalError when nobody
+    can go on.
 
     After a crash the configuration stays what it was, whatever has become of the file; for a reload it is read again.
     """
@@ -50,6 +51,8 @@ def take_over(
     journal = Journal(page)
     found = inherit(journal, os.getuid(), words[PUBLISHED], advance)
     if found is None or found.state is None:
+        if words[SAID_READY]:
+            raise JournalError("it is empty, and clients were served")
         gc.enable()
         return None
     is_reload = bool(words[STEPPED_ASIDE])
