@@ -9,6 +9,7 @@ BENCHARGS ?=
 CHAOSARGS ?=
 DEMOARGS ?=
 FUZZARGS ?=
+STRESSARGS ?=
 
 # For install, uninstall and deb; the scripts in packaging/ have the defaults.
 export PREFIX DESTDIR SYSTEM_SITE DEB_PYTHON
@@ -21,7 +22,7 @@ $(shell test -x $(RUN) || rm -f .venv/.stamp-*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos test-systemd fuzz lint format types bench wheel man install uninstall deb clean
+.PHONY: help demo test chaos stress test-systemd fuzz lint format types bench wheel man install uninstall deb clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +41,9 @@ fuzz: .venv/.stamp-test ## Give the broker a million wrong packets, some through
 
 chaos: .venv/.stamp-test ## Kill the broker 10,000 times while everybody uses it, and see that nobody notices.
 	@$(RUN) -m tests.chaos $(CHAOSARGS)
+
+stress: .venv/.stamp-test ## Signal a million points through the ring while everybody waits, imports and asks (STRESSARGS="--rounds 20000").
+	@$(RUN) -m tests.stress $(STRESSARGS)
 
 lint: .venv/.stamp-lint ## Check the style of the code.
 	@$(BIN)/ruff check .
