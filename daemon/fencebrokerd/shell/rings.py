@@ -83,9 +83,11 @@ class Rings:
         return ring is not None and ring.reader.head() != ring.reader.taken
 
     def read(self, socket_id: int, now: int) -> list[Entry]:
-        """Return what was committed since the last call, of a ring that has more.  Nonsense when no honest producer leaves it so."""
+        """Return what was committed since the last call, of a ring that had more.  Nonsense when no honest producer leaves it so."""
         reader = self._rings[socket_id].reader
         head = reader.head()
+        if head == reader.taken:  # it had more a moment ago: the word is the client's
+            return []
         if not _IN_ORDER:
             barrier()
         try:
