@@ -5,6 +5,7 @@ Descriptors that an unread answer carries count against the broker's own limit u
 session is long over.  The kernel does not say how many those are, only how many bytes of its memory unread packets use (SIOCOUTQ).  What a
 packet of a given size uses is measured once; the newest packets that fit into that number are taken for unread, which is never too few.
 So they are counted for a session and, in ``Flight``, for a user; and the socket of a session that ends with some is kept until then.
+The next broker goes on counting, from the answers that are in the journal.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import socket
 import struct
 import termios
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from fencebroker.fds import NOWAIT, OwnedFd, close_all, send_packet
@@ -25,7 +26,7 @@ from fencebroker.protocol import Conversation
 from fencebrokerd.core.account import allowance
 from fencebrokerd.shell.ledger import Owed
 
-__all__ = ["Credentials", "Flight", "Peer", "TooSlow", "printable"]
+__all__ = ["REMEMBERED", "Credentials", "Flight", "Peer", "TooSlow", "cost_of", "printable"]
 
 SO_PEERGROUPS: Final = 59
 SO_PEERPIDFD: Final = 77  # Linux 6.5
@@ -88,7 +89,7 @@ def _comm(pid: int) -> str:
         return "?"
 
 
-def _cost_of(size: int) -> int:
+def cost_of(size: int) -> int:
     """What a packet of ``size`` bytes uses of the kernel's memory while it is unread, or somewhat less."""
     try:
         return _measured_cost(max(1, size - size % 64))  # the kernel rounds up, in steps of its own
@@ -138,6 +139,11 @@ class Flight:
         It was shut down, so it always hangs up: only an edge of EPOLLOUT or EPOLLHUP says that something has changed.
         """
         self._kept[sock.fileno()] = sock, uid, n
+
+    def kept(self) -> Iterator[tuple[int, int, int]]:
+        """Every such socket: its number, whose it is, and how many descriptors."""
+        for fd, (_, uid, n) in self._kept.items():
+            yield fd, uid, n
 
     def is_settled(self, fd: int) -> bool:
         """Whether nothing is unread any more."""
@@ -255,9 +261,23 @@ class Peer:
             self.flight.count(self.credentials.uid, n)
 
     def _note(self, size: int, n_descriptors: int) -> None:
-        self.sent.append((_cost_of(size), n_descriptors))
+        self.sent.append((cost_of(size), n_descriptors))
         if len(self.sent) > REMEMBERED:
             self._forget_taken()
+
+    def resume(self, packets: Iterable[tuple[int, int]]) -> None:
+        """Go on counting what another broker has sent: what each packet uses of the kernel's memory, and its descriptors."""
+        for packet in packets:
+            self.sent.append(packet)
+            self._count(packet[1])
+        if self.sent:
+            self._forget_taken()
+
+    def unread_packets(self) -> tuple[tuple[int, int], ...]:
+        """The packets with descriptors that may be unread, in the same form."""
+        if self.unread:
+            self._forget_taken()
+        return tuple((cost, n) for cost, n in self.sent if n)
 
     def _forget_taken(self) -> None:
         """Let go of the packets that the client has certainly taken."""

@@ -94,8 +94,41 @@ class CreatorForgotten(NamedTuple):
     session: int
 
 
+class Unread(NamedTuple):
+    """Answers with descriptors that a session may not have taken yet, the newest last: what each uses of the kernel's memory, and how many."""
+
+    session: int
+    packets: tuple[tuple[int, int], ...]
+
+
+class PeerKept(NamedTuple):
+    """The socket of a session that has ended, with so many descriptors of that user unread."""
+
+    fd: int
+    uid: int
+    n: int
+
+
+class PeerLetGo(NamedTuple):
+    """That socket is about to be closed."""
+
+    fd: int
+
+
 Entry: TypeAlias = (
-    Configured | Listening | PeerAccepted | PeerEnded | EventfdsMade | SocketMade | EndSent | CreatorWatched | CreatorForgotten | RingMade
+    Configured
+    | Listening
+    | PeerAccepted
+    | PeerEnded
+    | EventfdsMade
+    | SocketMade
+    | EndSent
+    | CreatorWatched
+    | CreatorForgotten
+    | RingMade
+    | Unread
+    | PeerKept
+    | PeerLetGo
 )
 
 #: The core's events from 0, ours from 128.
@@ -110,6 +143,9 @@ _ENTRIES: Final = (
     CreatorWatched,
     CreatorForgotten,
     RingMade,
+    Unread,
+    PeerKept,
+    PeerLetGo,
 )
 KINDS: Final[dict[int, type[Any]]] = {**dict(enumerate(EVENTS)), **{128 + i: kind for i, kind in enumerate(_ENTRIES)}}
 _NUMBER_OF: Final[dict[type[Any], int]] = {kind: number for number, kind in KINDS.items()}

@@ -25,6 +25,7 @@ from fencebrokerd.core.state import State, nobody
 from fencebrokerd.core.trace import Line, render
 from fencebrokerd.shell import record as r
 from fencebrokerd.shell.journal import Journal, JournalError
+from fencebrokerd.shell.peer import REMEMBERED, cost_of
 
 __all__ = ["Inheritance", "inherit", "open_descriptors"]
 
@@ -50,6 +51,10 @@ class Inheritance:
         self.peers: dict[int, int] = {}
         self.creators: dict[int, int] = {}
         self.rings: dict[int, int] = {}
+        #: By session: answers with descriptors, the newest last, each with what it uses of the kernel's memory while it is unread.
+        self.sent: dict[int, deque[tuple[int, int]]] = {}
+        #: Sockets of sessions that have ended, with descriptors unread: whose, and how many.
+        self.kept: dict[int, tuple[int, int]] = {}
         self.next_session = 1
         #: By session: the newest packet of it that the journal has, and its answer.
         self.owed: dict[int, tuple[r.Packet, r.Answer | None]] = {}
@@ -73,6 +78,7 @@ class Inheritance:
         yield from self.peers.values()
         yield from self.creators.values()
         yield from self.rings.values()
+        yield from self.kept
         for listener in self.listeners:
             yield listener.fd
             if listener.lock is not None:
@@ -113,6 +119,10 @@ class Inheritance:
             self.timeline = packet
         elif packet is not None:
             self.owed[packet.id] = packet, found.answer
+            if (answer := found.answer) is not None and (
+                n := len(answer.handles) + (answer.socket is not None) + (answer.ring is not None)
+            ):
+                self.sent.setdefault(packet.id, deque(maxlen=REMEMBERED)).append((cost_of(len(answer.packet)), n))
         advance()
 
     def _follow(self, event: Any) -> None:
@@ -136,6 +146,7 @@ class Inheritance:
             case r.PeerEnded():
                 self.peers.pop(entry.session, None)
                 self.owed.pop(entry.session, None)
+                self.sent.pop(entry.session, None)
             case r.EventfdsMade():
                 assert self.state is not None
                 # A kernel that refused the next one made the core drop what was made before.
@@ -153,6 +164,12 @@ class Inheritance:
                 self.creators[entry.session] = entry.fd
             case r.CreatorForgotten():
                 self.creators.pop(entry.session, None)
+            case r.Unread():
+                self.sent[entry.session] = deque(entry.packets, REMEMBERED)
+            case r.PeerKept():
+                self.kept[entry.fd] = entry.uid, entry.n
+            case r.PeerLetGo():
+                self.kept.pop(entry.fd, None)
 
 
 _ENTRIES: Final[frozenset[type[Any]]] = frozenset(
@@ -167,6 +184,9 @@ _ENTRIES: Final[frozenset[type[Any]]] = frozenset(
         r.CreatorWatched,
         r.CreatorForgotten,
         r.RingMade,
+        r.Unread,
+        r.PeerKept,
+        r.PeerLetGo,
     )
 )
 
@@ -228,6 +248,10 @@ def reconcile(
             if fd not in table:
                 del fds[session]
                 _miss(found, f"session {session} ({kind})", fd, table)
+    for fd in list(found.kept):
+        if not table.get(fd, "").startswith("socket:"):
+            del found.kept[fd]
+            _miss(found, "socket of a session that has ended", fd, table)
     for socket_id, (ours, theirs, cookie) in list(found.sockets.items()):
         if not table.get(ours, "").startswith("socket:"):
             del found.sockets[socket_id]

@@ -242,6 +242,14 @@ class Server:
                 peer.lost = (
                     sum(1 for line in found.untold if known.uid in (0, state.own_uid, line.uid)) if session in state.subscribers else 0
                 )
+        for session, packets in found.sent.items():
+            # A subscriber's events are not among them, and would be taken for them.
+            if session in self._peers and session not in state.subscribers:
+                self._peers[session].resume(packets)
+        for fd, (uid, n) in found.kept.items():
+            self._flight.count(uid, n)
+            self._flight.keep(socket.socket(fileno=fd), uid, n)
+            self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
         for fd in adopted:
             self._add_peer(socket.socket(fileno=fd))
         now = time.monotonic_ns()
@@ -357,6 +365,8 @@ class Server:
         entries += [r.SocketMade(*entry) for entry in self._sockets.entries()]
         entries += [r.RingMade(socket_id, fd) for socket_id, fd in self._rings.entries().items()]
         entries += [r.CreatorWatched(session, fd) for session, fd in self._creators.entries().items()]
+        entries += [r.Unread(session, packets) for session, peer in self._peers.items() if (packets := peer.unread_packets())]
+        entries += [r.PeerKept(*kept) for kept in self._flight.kept()]
         owed = [peer.owed for peer in self._peers.values() if peer.owed is not None]
         return r.encode_snapshot(snapshot.dump(self._core.state), entries, owed, self._next_session)
 
@@ -525,6 +535,7 @@ class Server:
             # Its queue may hold files of the client's, whose closing can block.
             self._reaper.close_fd(peer.sock.detach())
         else:
+            self._ledger.note(r.PeerKept(fd, peer.credentials.uid, peer.unread))
             self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
         self._reap(peer.foreign)
         peer.foreign = []
@@ -532,6 +543,8 @@ class Server:
 
     def _let_go(self, fd: int) -> None:
         self._epoll.unregister(fd)
+        self._ledger.note(r.PeerLetGo(fd))
+        self._ledger.record(self._core.take_events())
         self._reaper.close_fd(self._flight.let_go(fd).detach())
         self._door.open_again()
 
