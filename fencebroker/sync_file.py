@@ -15,7 +15,6 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, Self
 
 from fencebroker import requests
@@ -23,6 +22,7 @@ from fencebroker.connection import Connection, Session, forks, open_connections
 from fencebroker.errors import BrokerUnavailable, FenceError, NotASyncFile
 from fencebroker.fds import MAX_FD, OwnedFd, eventfd_info, is_signalled, peek_status
 from fencebroker.model import ACTIVE, OK, check_seqno
+from fencebroker.pickling import duplicate, is_multiprocessing_at_it
 
 if TYPE_CHECKING:
     from fencebroker.model import SyncFileInfo
@@ -331,6 +331,8 @@ class SyncFile:
         return error_from_info(error, info, self._point)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        if is_multiprocessing_at_it():
+            return _reduce(self)
         raise TypeError(
             "a SyncFile is a descriptor of this process and can only be pickled towards another process by multiprocessing "
             "(Queue, Pipe, Process arguments, ProcessPoolExecutor); over a socket use fencebroker.send_sync_file()"
@@ -373,13 +375,10 @@ def _reduce(sync_file: SyncFile) -> Any:
     """For multiprocessing's pickler, which may run in a queue's thread after ``close()``."""
     with _lock:
         sync_file._exposed = True
-        return _rebuild, (reduction.DupFd(sync_file._fd.fileno()), sync_file._name, sync_file._point)
+        return _rebuild, (duplicate(sync_file._fd.fileno()), sync_file._name, sync_file._point)
 
 
 def _rebuild(shared: Any, name: str, point: str | None) -> SyncFile:
     fd = shared.detach()
     os.set_inheritable(fd, False)
     return SyncFile(OwnedFd(fd), name=name, point=point)
-
-
-reduction.register(SyncFile, _reduce)

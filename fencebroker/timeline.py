@@ -16,13 +16,13 @@ import socket
 import threading
 import warnings
 import weakref
-from multiprocessing import reduction
 from typing import TYPE_CHECKING, Any, Self
 
 from fencebroker import requests, ring, wire
 from fencebroker.errors import BrokerUnavailable
 from fencebroker.fds import NOWAIT, OwnedFd, send_packet
 from fencebroker.model import U64_MAX, check_error, check_seqno, check_sync_file_name
+from fencebroker.pickling import duplicate, is_multiprocessing_at_it
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -438,6 +438,8 @@ class Timeline:
         return f"<Timeline {self.label} {'closed' if self.closed else f'at {self.value}'}>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        if is_multiprocessing_at_it():
+            return _reduce(self)
         raise TypeError(
             "a Timeline holds a descriptor of this process and can only be pickled towards another process by multiprocessing; "
             "elsewhere send the descriptor of Timeline.share()"
@@ -452,7 +454,7 @@ def check_bool(value: object, argument: str) -> bool:
 
 
 def _reduce(timeline: Timeline) -> Any:
-    shared = reduction.DupFd(timeline._signaller.hand_out())
+    shared = duplicate(timeline._signaller.hand_out())
     return _rebuild, (shared, timeline._connection.path, timeline.context, timeline.name, timeline.value)
 
 
@@ -467,6 +469,3 @@ def _rebuild(shared: Any, path: Any, context: int, name: str | None, value: int)
     except BaseException:
         signaller.close()
         raise
-
-
-reduction.register(Timeline, _reduce)
