@@ -154,8 +154,20 @@ def test_only_a_few_are_asked_first(make: Callable[[], int]) -> None:
     assert len(identity._recent) == RECENT
     for handle in range(1, 50):
         identity.remove_eventfd(handle)
-    tables = (identity._recent, identity._fds, identity._unread, identity._ids, identity._handles)
-    assert not any(tables)
+    assert not any((identity._recent, identity.fds, identity._unread, identity._handles))
+
+
+def test_ids_of_what_is_gone_are_forgotten(make: Callable[[], int]) -> None:
+    """Some at a time, and none of them is ever found."""
+    identity = Identity()
+    for handle in range(1, 400):
+        fd = make()
+        identity.add_eventfd(handle, fd)
+        assert identity.eventfd_id(handle) > 0
+        assert identity.identify(fd) == fx.KnownFence(handle, 0)
+        identity.remove_eventfd(handle)
+        assert isinstance(identity.identify(fd), fx.Foreign)
+        assert len(identity._handles) <= 66
 
 
 def test_a_timelines_descriptor_by_any_copy_and_by_its_end_only(identity: Identity) -> None:

@@ -196,7 +196,7 @@ def _load_fences(state: State, rows: Iterable[Sequence[Any]], timelines: dict[in
         if array.id in state.fences and not array.status:
             for member in array.members:
                 if not member.status:
-                    member.arrays[array.id] = array
+                    member.add_array(array)
 
 
 def _put_on_record(state: State, fence: Fence) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fencebrokerd.core import events as e
 from fencebrokerd.core.account import Account, Charge, Slot
-from fencebrokerd.core.fence import Array, Fence, Placeholder, Stub, SyncFile
+from fencebrokerd.core.fence import NO_ARRAYS, Array, Fence, Placeholder, Stub, SyncFile
 from fencebrokerd.core.timeline import Ring, Timeline
 
 __all__ = ["Session", "State", "nobody"]
@@ -340,7 +340,7 @@ class State:
         self._use_context(event.context)
         for member in members:
             if not member.status:
-                member.arrays[array.id] = array
+                member.add_array(array)
                 self._await(member)
         self._add_fence(array, event.expires)
 
@@ -371,7 +371,7 @@ class State:
             if point.status or array.id in point.arrays:
                 array.n_pending -= 1
             else:
-                point.arrays[array.id] = array
+                point.add_array(array)
             if point.status < 0 and not array.error:
                 array.error = point.status
         if fence.deadline is not None and not point.status and (point.deadline is None or fence.deadline < point.deadline):
@@ -400,7 +400,7 @@ class State:
             array.n_pending -= 1
             if event.status < 0 and not array.error:
                 array.error = event.status
-        fence.arrays = {}
+        fence.arrays = NO_ARRAYS
         self.n_signalled += 1
         if fence.n_open < len(fence.sync_files):
             self._return(fence.sync_files.values())

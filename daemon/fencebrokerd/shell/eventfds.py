@@ -35,7 +35,7 @@ class Eventfds:
     """Owns one eventfd per handle."""
 
     def __init__(self, identity: Identity) -> None:
-        self._fds: dict[int, int] = {}
+        self._fds: dict[int, int] = identity.fds
         #: What did not fit into a batch: uid -> handle -> status, in order.
         self._put_off: dict[int, dict[int, int]] = {}
         #: Users one of whose sync_files has blocked.

@@ -32,21 +32,23 @@ RECENT: Final = 8
 
 
 class Identity:
-    """Knows our eventfds by id and our timelines' sockets by cookie.  It owns no descriptor."""
+    """Knows our eventfds by id and our timelines' sockets by cookie.  It owns no descriptor, and looks into ``fds``, which is the owner's:
+    our copy by handle.
+    """
 
     def __init__(self) -> None:
-        self._fds: dict[int, int] = {}
+        self.fds: dict[int, int] = {}
         self._unread: dict[int, None] = {}  # handles, oldest first
         self._recent: dict[int, int] = {}  # handle -> fd, oldest first
         self._can_compare = can_compare()
-        self._handles: dict[int, int] = {}  # eventfd-id -> handle
-        self._ids: dict[int, int] = {}  # handle -> eventfd-id
+        #: By eventfd-id, of those that were read.  What is gone stays until there are many of those: a handle that is not in ``fds``.
+        self._handles: dict[int, int] = {}
         self._cookies: dict[int, int] = {}  # cookie -> socket id
         self._cookie_of: dict[int, int] = {}
 
     def add_eventfd(self, handle: int, fd: int) -> None:
         """Note that ``handle`` is our copy ``fd``."""
-        self._fds[handle] = fd
+        self.fds[handle] = fd
         self._touch(handle, fd)
         self._unread[handle] = None
 
@@ -67,17 +69,14 @@ class Identity:
 
     def remove_eventfd(self, handle: int) -> None:
         """Forget it; called before our copy is closed, for the id may be somebody else's right after."""
-        del self._fds[handle]
+        self.fds.pop(handle, None)
         self._recent.pop(handle, None)
-        if handle in self._unread:
-            del self._unread[handle]
-        else:
-            self._handles.pop(self._ids.pop(handle, -1), None)
+        self._unread.pop(handle, None)
 
     def eventfd_id(self, handle: int) -> int:
         """The id of our copy, by which /proc shows who else holds one; 0 when there is no descriptor left to look with."""
         try:
-            return self._ids.get(handle) or self._read(handle)
+            return self._read(handle)
         except (KeyError, OSError):
             return 0
 
@@ -119,7 +118,7 @@ class Identity:
             return fx.Foreign("an eventfd that cannot be looked at")
         handle = self._find(info.id)
         if handle is not None:
-            self._touch(handle, self._fds[handle])
+            self._touch(handle, self.fds[handle])
             return fx.KnownFence(handle, status_from_count(info.count))
         status = status_from_count(info.count) if info.semaphore else None
         if status is None or status == ACTIVE:
@@ -147,19 +146,21 @@ class Identity:
 
     def _find(self, eventfd_id: int) -> int | None:
         handle = self._handles.get(eventfd_id)
-        if handle is None:
+        if handle not in self.fds:
+            handle = None
             for candidate in reversed(list(self._unread)):
                 if self._read(candidate) == eventfd_id:
                     return candidate
         return handle
 
     def _read(self, handle: int) -> int:
-        info = read_fdinfo(self._fds[handle])
-        del self._unread[handle]
+        info = read_fdinfo(self.fds[handle])
+        self._unread.pop(handle, None)
         if info is None:  # a holder has put locks on the file, whose list hides the id: only those who hold it lose by that
             return -1
-        self._ids[handle] = info.id
         self._handles[info.id] = handle
+        if len(self._handles) > 2 * len(self.fds) + 64:
+            self._handles = {id: handle for id, handle in self._handles.items() if handle in self.fds}
         return info.id
 
 
