@@ -36,6 +36,7 @@ __all__ = [
     "borrow",
     "close_all",
     "drop_packet",
+    "look_at_packet",
     "new_fence_eventfd",
     "peek_status",
     "recv_packet",
@@ -184,6 +185,17 @@ def recv_packet(sock: socket.socket, flags: int = 0, size: int = _RECEIVE) -> tu
             raise Truncated(text, fds, packet, descriptors_lost=True)
         raise Truncated(f"a message was longer than {size} bytes", fds)
     return packet, fds
+
+
+def look_at_packet(sock: socket.socket, size: int = _RECEIVE) -> tuple[bytes, bool]:
+    """Look at a packet that stays in its socket, and whether descriptors are with it, which are not received.  Never waits.
+
+    Truncated when it was larger than ``size`` bytes.
+    """
+    packet, _, happened, _ = sock.recvmsg(size, 0, NOWAIT | PEEK)
+    if happened & _CUT & ~_DESCRIPTORS_CUT:
+        raise Truncated(f"a message was longer than {size} bytes")
+    return packet, bool(happened & _DESCRIPTORS_CUT)
 
 
 def drop_packet(sock: socket.socket) -> None:

@@ -45,6 +45,10 @@ class Limits:
     unread_descriptors: int = 256
     #: Over all sessions of a user, those that have ended with unread answers included.  A user who reads leaves none.
     unread_per_uid: int = 2048
+    #: Descriptors that a user sent and that are not the broker's.  Closing one takes some microseconds, unless its maker lets it take for ever;
+    #: beyond these, sixteen full packets, none is taken from that user.  All users together have a quarter of the table at most.
+    closing_per_uid: int = 4096
+    closing: int = 16_384
     #: What waits for one slow reader: an answer and a burst of events.  A larger queue would only delay its end.
     queued_bytes: int = 256 * 1024
     #: A session that takes nothing for so long is disconnected.

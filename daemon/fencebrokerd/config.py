@@ -35,6 +35,7 @@ QUOTAS: Final = (
     "retained_records",
     "subscriptions_per_uid",
     "unread_per_uid",
+    "closing_per_uid",
 )
 
 

@@ -46,6 +46,8 @@ __all__ = [
 PAGE_BYTES: Final = 4096
 #: Address space for the two halves of the journal; memory is only used for what is written.
 JOURNAL_BYTES: Final = 2 * 128 * 1024 * 1024
+#: And behind them for the users to whom descriptors are charged that wait to be closed: uid + 1 for each number, four bytes each.
+OWNERS_BYTES: Final = 4 * 1024 * 1024
 
 # Words of the page.
 GENERATION: Final = 0  #: which broker this is, from 1
@@ -58,15 +60,19 @@ LENGTH: Final = 6  #: bytes that count in the first half; the next word: in the 
 HAND: Final = 8  #: the packet in hand: kind (0: none), where it came from, its serial
 CONDEMNED: Final = 11  #: a packet that ended two brokers in a row, in the same form
 ACCEPTING: Final = 14  #: a connection is being taken in
-CLOSED: Final = 15  #: descriptors the reaper has closed
-CLOSING: Final = 16  #: since when it has been closing one (CLOCK_MONOTONIC, ns); 0: it is idle
-REAPER: Final = 17  #: the pid of the reaper that goes on
 STARTED: Final = 18  #: when the first broker began (CLOCK_MONOTONIC, ns)
 RELOADS: Final = 19
 PUBLISHED: Final = 20  #: how far into the journal events were told to those who follow them
 BASE: Final = 21  #: how long the journal was when it was last written anew
 SAID_READY: Final = 22  #: who started it was told that it serves
 STEPPED_ASIDE: Final = 23  #: the last broker made way on purpose
+LANE: Final = 32  #: from here on, for each of ``LANES`` reapers, the ``LANE_WORDS`` words below
+LANE_WORDS: Final = 5
+PID: Final = 0  #: its process; 0: there is none
+USER: Final = 1  #: for whom it closes, uid + 1; 0: nobody
+TAKEN: Final = 2  #: the number, in the order of this broker, of what it has begun to close
+CLOSED: Final = 3  #: and of what it has closed
+STUCK: Final = 4  #: it works for a broker that is gone, and does not come out of its close
 _REASON: Final = 1024  # text: why the last broker ended
 _VERSION: Final = 1536  # text: the version that the keeper was started with
 
@@ -81,6 +87,10 @@ LOOK_SECONDS: Final = 2.5
 LOOKS: Final = 12
 #: So many brokers in a row that could not recover end it all.
 FAILURES: Final = 5
+#: So many reapers at a time, which is so many users of whom something is being closed.
+LANES: Final = 4
+#: A close that can be interrupted may take so long.
+LINGER_SECONDS: Final = 0.02
 #: A broker that lived shorter than this, and was not killed from outside, is followed after a pause that doubles each time, to at most the second.
 SHORT_LIFE_NS: Final = 1_000_000_000
 PAUSES: Final = (0.05, 1.0)
@@ -182,12 +192,14 @@ class Page:
     def __init__(self) -> None:
         self.fd = os.memfd_create("fencebroker-journal", os.MFD_CLOEXEC)
         os.fchmod(self.fd, 0o600)
-        os.ftruncate(self.fd, PAGE_BYTES + JOURNAL_BYTES)
+        size = PAGE_BYTES + JOURNAL_BYTES + OWNERS_BYTES
+        os.ftruncate(self.fd, size)
         # CPython's mapping keeps a duplicate of its own, the lowest number that is free: nobody else may close that.
         self.duplicate = os.dup(self.fd)
         os.close(self.duplicate)
-        self.map = mmap.mmap(self.fd, PAGE_BYTES + JOURNAL_BYTES)
+        self.map = mmap.mmap(self.fd, size)
         self.words = memoryview(self.map)[:PAGE_BYTES].cast("Q")
+        self.owners = memoryview(self.map)[PAGE_BYTES + JOURNAL_BYTES :].cast("I")
         self.keeper = os.getpid()
         self.timer = _syscall(1, time.CLOCK_MONOTONIC, _TIMERFD_FLAGS)
         self._moment = (ctypes.c_long * 4)(0, 0, int(LOOK_SECONDS), int(LOOK_SECONDS % 1 * 1e9))
@@ -223,66 +235,113 @@ class Page:
 
 
 class Reaper:
-    """A process that closes descriptors whose closing may block, by number, one after the other.
+    """Processes that close descriptors whose closing may block: each for one user at a time, started when there is something to close.
 
-    Owns the pipe that carries the numbers.  A process, not a thread: a thread that is stuck in a close keeps a killed process from ending.
-    Closing takes the number out of the table first and blocks afterwards, so one that is stuck can be left behind and another one goes on.
+    Owns the pipes that carry the numbers, and an eventfd that says when something was closed.  Processes, not threads: a thread that is stuck
+    in a close keeps a killed process from ending.  A close may be stuck for ever, even in a process that was killed (a FUSE file whose server
+    does not answer): so nobody's close waits for another user's, and there are never more than ``LANES`` that are stuck.
     """
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        self.numbers, self.writable = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.writable, False)
-        self.pid = 0
+        self.pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(LANES)]
+        for _, writable in self.pipes:
+            os.set_blocking(writable, False)
+        self.closed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What the table holds of them."""
+        return self.closed, *(end for pipe in self.pipes for end in pipe)
 
     def start(self) -> None:
-        """Start one, in place of any other, which ends when it comes out of its close."""
+        """Start those that have a user and do not run, and always the first: others come in when there is something for them."""
         parent, words = os.getpid(), self._page.words
-        if words[CLOSING]:  # one is left behind; it counts no more
-            words[CLOSED] += 1
-            words[CLOSING] = 0
-        pid = clone()
-        if pid == 0:
-            self._run(parent)
-        self.pid = words[REAPER] = pid
+        for lane in range(LANES):
+            at = LANE + lane * LANE_WORDS
+            if (words[at + USER] or not lane) and not words[at + PID]:
+                try:
+                    pid = clone()
+                except OSError:  # the machine has no room for another process now; whoever has something to close asks again
+                    return
+                if pid == 0:
+                    self._run(parent, lane)
+                words[at + PID] = pid
 
-    def _run(self, parent: int) -> NoReturn:
+    def _run(self, parent: int, lane: int) -> NoReturn:
         try:
             signal.set_wakeup_fd(-1)
             for number in _WATCHED:
                 signal.signal(number, signal.SIG_IGN)
+            signal.signal(signal.SIGALRM, _ignore)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             end_with_parent(parent, signal.SIGKILL)
-            words, mine = self._page.words, os.getpid()
-            words[REAPER] = mine
-            while words[REAPER] == mine:
-                fd = os.read(self.numbers, 4)
-                words[CLOSING] = time.monotonic_ns()
+            words, at, numbers = self._page.words, LANE + lane * LANE_WORDS, self.pipes[lane][0]
+            while True:
+                record = os.read(numbers, 8)
+                words[at + TAKEN] = int.from_bytes(record[4:], "little")
+                # What can be interrupted (a socket that lingers) is.
+                signal.setitimer(signal.ITIMER_REAL, LINGER_SECONDS, LINGER_SECONDS)
                 with contextlib.suppress(OSError):  # a late write error of a file that was never ours; the number is free either way
-                    os.close(int.from_bytes(fd, "little"))
-                if words[REAPER] == mine:
-                    words[CLOSED] += 1
-                    words[CLOSING] = 0
+                    os.close(int.from_bytes(record[:4], "little"))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                words[at + CLOSED] = words[at + TAKEN]
+                self._tell()
         finally:
             os._exit(0)
 
+    def _tell(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.closed, (1).to_bytes(8, sys.byteorder))
+
+    def bury(self, pid: int) -> None:
+        """One of the children has ended.  If somebody killed one at work, another goes on; one that was stuck leaves its place."""
+        words = self._page.words
+        for at in range(LANE, LANE + LANES * LANE_WORDS, LANE_WORDS):
+            if words[at + PID] == pid:
+                words[at + PID] = 0
+                words[at + CLOSED] = words[at + TAKEN]
+                if words[at + STUCK]:
+                    words[at + STUCK] = words[at + USER] = 0
+                self._tell()
+                self.start()
+
     def end(self) -> None:
-        """Kill it, and empty the pipe: what it has not begun to close stays open, for the next broker to find."""
-        if self.pid:
-            pidfd = os.pidfd_open(self.pid)
+        """Kill them, and empty the pipes: what they have not begun to close stays open, for the next broker to find.
+
+        One that is stuck cannot be killed: it keeps its place, and its user, until it comes out of its close.
+        """
+        words = self._page.words
+        poll = select.poll()
+        dying: dict[int, int] = {}
+        for at in range(LANE, LANE + LANES * LANE_WORDS, LANE_WORDS):
+            if words[at + STUCK]:
+                continue
+            words[at + TAKEN] = words[at + CLOSED] = 0
+            if not words[at + PID]:
+                words[at + USER] = 0
+                continue
+            pidfd = os.pidfd_open(words[at + PID])
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            # Only a close can keep it, and one that has begun has let go of its number.
-            poll = select.poll()
             poll.register(pidfd, select.POLLIN)
-            poll.poll(1000)
+            dying[pidfd] = at
+        deadline = time.monotonic() + 1
+        # One that sleeps in the kernel is not awaited: whenever it comes out of there, it ends.
+        while time.monotonic() < deadline and not all(_sleeps(words[at + PID]) for at in dying.values()):
+            for pidfd, _ in poll.poll(10):
+                poll.unregister(pidfd)
+                os.close(pidfd)
+                at = dying.pop(pidfd)
+                words[at + PID] = words[at + USER] = 0
+        for pidfd, at in dying.items():
             os.close(pidfd)
-            self.pid = 0
-        os.set_blocking(self.numbers, False)
-        try:
-            while os.read(self.numbers, 65536):
-                pass
-        except BlockingIOError:
-            os.set_blocking(self.numbers, True)
+            words[at + STUCK] = 1
+        for numbers, _ in self.pipes:
+            os.set_blocking(numbers, False)
+            with contextlib.suppress(BlockingIOError):
+                while os.read(numbers, 65536):
+                    pass
+            os.set_blocking(numbers, True)
 
 
 class Keeper:
@@ -306,7 +365,7 @@ class Keeper:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """What the table holds of the keeper's own."""
-        return self.page.fd, self.page.duplicate, self.page.timer, self.reaper.numbers, self.reaper.writable, self._wakes, self._wake
+        return self.page.fd, self.page.duplicate, self.page.timer, *self.reaper.descriptors, self._wakes, self._wake
 
     def run(self) -> int:
         """Keep; returns the exit code."""
@@ -425,8 +484,8 @@ class Keeper:
                     os.kill(self._broker, signal.SIGHUP)
                 elif status:
                     _say("error", "the broker goes on as it is: what is installed now does not start with its configuration")
-            elif pid == self.reaper.pid and not os.WIFSTOPPED(status):
-                self.reaper.start()
+            elif not os.WIFSTOPPED(status):
+                self.reaper.bury(pid)
 
     def _look(self) -> None:
         """See whether the broker is still in the turn that it was in last time."""
@@ -500,6 +559,15 @@ def _processor_seconds(pid: int) -> float:
         return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
     except OSError:  # it has ended
         return 0.0
+
+
+def _sleeps(pid: int) -> bool:
+    """Whether a process is in a sleep that no signal interrupts.  While there is no broker: this opens a file."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()[0] == "D"
+    except OSError:
+        return False
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

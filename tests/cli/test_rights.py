@@ -65,4 +65,4 @@ def test_root_sees_everybodys(start_broker: StartBroker, spawn: Spawn, folder: s
     assert "(4201, 'timelines per user', 1)" in other.line()
     page = Fencectl(spawn, broker.env)("quota").lines()
     assert page[0].split() == ["USER", "QUOTA", "USED", "LIMIT"]
-    assert [line.split()[0] for line in page[1:]] == ["root"] * 6 + ["4201"] * 6
+    assert [line.split()[0] for line in page[1:]] == ["root"] * 7 + ["4201"] * 7

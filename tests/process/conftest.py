@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 import fencebroker as fb
-from tests.helpers import BrokerProcess, Spawn, StartBroker
+from tests.helpers import BrokerProcess, Spawn, StartBroker, not_run
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,20 @@ def timeline(connection: fb.Broker) -> Iterator[fb.Timeline]:
     """A timeline without a name."""
     with connection.create_timeline() as created:
         yield created
+
+
+@pytest.fixture
+def root() -> None:
+    """The test becomes other users."""
+    if os.getuid() != 0:
+        not_run("becoming another user needs root")
+
+
+@pytest.fixture
+def public(root: None, start_broker: StartBroker, folder: str) -> BrokerProcess:
+    """A broker that every user can reach."""
+    os.chmod(folder, 0o755)
+    return start_broker("--socket-mode", "0666", path=f"{folder}/broker")
 
 
 @pytest.fixture

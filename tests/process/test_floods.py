@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import fencebroker as fb
-from tests.helpers import LIMIT, BrokerProcess, Child, Spawn, StartBroker, not_run
+from tests.helpers import LIMIT, BrokerProcess, Child, Spawn, wait_readable
 from tests.process.wire_client import descriptors_of
 
+pytestmark = pytest.mark.usefixtures("root")
 EVIL = 4301
 
 #: Becomes a user, then runs a flood for as long as its standard input is open.
@@ -27,25 +28,12 @@ PROLOGUE = """
     from tests.process.wire_client import WireClient
     path, uid = sys.argv[1], int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    "".encode("idna")  # an address needs it, and another user may not be able to read it
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    over = select.poll()
-    over.register(0, select.POLLIN)
-    is_over = lambda: bool(over.poll(0))
+    is_over = lambda: bool(select.select([0], [], [], 0)[0])
 """
-
-
-@pytest.fixture(autouse=True)
-def root() -> None:
-    if os.getuid() != 0:
-        not_run("becoming another user needs root")
-
-
-@pytest.fixture
-def public(start_broker: StartBroker, folder: str) -> BrokerProcess:
-    os.chmod(folder, 0o755)
-    return start_broker("--socket-mode", "0666", path=f"{folder}/broker")
 
 
 @pytest.fixture
@@ -135,7 +123,7 @@ def test_answers_that_nobody_reads(flood: Callable[..., Child], public: BrokerPr
 
 
 def test_a_crowd_of_sessions_is_one_user(flood: Callable[..., Child], public: BrokerProcess) -> None:
-    """250 sessions that ask without end: whoever has one is served in between."""
+    """250 sessions that ask without end: whoever has one is served between few of their questions, not after one of each."""
     child = flood(
         """
         clients = [WireClient(path) for _ in range(250)]
@@ -146,19 +134,21 @@ def test_a_crowd_of_sessions_is_one_user(flood: Callable[..., Child], public: Br
         by_fd = {client.sock.fileno(): client for client in clients}
         for fd in by_fd:
             poll.register(fd, select.POLLIN)
+        n = 0
         while not is_over():
             for fd, _ in poll.poll(1000):
                 by_fd[fd].hear()
                 by_fd[fd].say([2, wire.STATUS])
+                n += 1
+        print(n, flush=True)
         """
     )
     with fb.connect(public.path) as connection:
-        slowest = 0.0
         for _ in range(200):
-            began = time.monotonic()
             connection._status()
-            slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 5
+    child.send("")
+    # In turns it would be 250 of theirs to one of ours; users' turns make it some twenty, for the broker does not idle while we wake up.
+    assert int(child.line()) < 100 * 200
     child.kill()
 
 
@@ -219,6 +209,45 @@ def test_traps_in_a_loop_by_64_sessions(flood: Callable[..., Child], public: Bro
     assert work(public.path, 30) < 5
     child.kill()
     assert public.log().count("was made to block the broker") <= 2
+
+
+def test_closes_that_linger_by_64_sessions(flood: Callable[..., Child], public: BrokerProcess) -> None:
+    """Sockets whose close takes an hour (SO_LINGER), sent by 64 sessions without end: others are served, and what they send is closed."""
+    child = flood(
+        """
+        from tests.process.wire_client import lingering
+        started = threading.Semaphore(0)
+        def send():
+            while not is_over():
+                with contextlib.suppress(OSError, AssertionError), WireClient(path) as client, contextlib.ExitStack() as stack:
+                    for _ in range(20):
+                        number = lingering(stack, 3600)
+                        client.say([2, wire.INFO, None, 0], [number])
+                        os.close(number)
+                        client.hear()
+                        started.release()
+        threads = [threading.Thread(target=send) for _ in range(64)]
+        for thread in threads:
+            thread.start()
+        for _ in range(64):
+            started.acquire()
+        print("flooding", flush=True)
+        for thread in threads:
+            thread.join()
+        """
+    )
+    n_late = 0
+    with fb.connect(public.path) as connection:
+        for _ in range(30):
+            reader, writer = os.pipe()
+            with open(reader, "rb", buffering=0):
+                with pytest.raises(fb.NotASyncFile):
+                    connection.info(writer)
+                os.close(writer)
+                wait_readable(reader)
+            n_late += any(row[0] == EVIL and "still open" in row[1] and row[2] for row in connection._quotas())
+    assert n_late, "there was always something of the other user's to be closed, or this shows nothing"
+    child.kill()
 
 
 def test_malformed_packets_cost_one_line(flood: Callable[..., Child], public: BrokerProcess) -> None:

@@ -48,19 +48,6 @@ USER = """
 """
 
 
-@pytest.fixture(autouse=True)
-def root() -> None:
-    if os.getuid() != 0:
-        not_run("becoming another user needs root")
-
-
-@pytest.fixture
-def public(start_broker: StartBroker, folder: str) -> BrokerProcess:
-    """A broker that every user can reach."""
-    os.chmod(folder, 0o755)
-    return start_broker("--socket-mode", "0666", path=f"{folder}/broker")
-
-
 class User:
     """Another user's program."""
 

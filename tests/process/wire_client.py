@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from fencebroker import wire
 from fencebroker.fds import OwnedFd, close_all, recv_packet, send_packet
 from tests.helpers import LIMIT
 
-__all__ = ["WireClient", "descriptors_of", "switches_of"]
+__all__ = ["WireClient", "descriptors_of", "lingering", "switches_of"]
 
 
 class WireClient:
@@ -88,3 +89,19 @@ def switches_of(pid: int) -> int:
         with open(f"/proc/{pid}/task/{task}/status", encoding="ascii") as lines:
             total += next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
     return total
+
+
+def lingering(stack: contextlib.ExitStack, seconds: int = 4) -> int:
+    """A TCP socket whose close blocks for so many seconds: unsent data and SO_LINGER, to a peer that does not read."""
+    listener = stack.enter_context(socket.socket())
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    sender = socket.create_connection(listener.getsockname())
+    stack.enter_context(listener.accept()[0])
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))
+    sender.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sender.send(b"x" * 65536)
+    return sender.detach()

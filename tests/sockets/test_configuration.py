@@ -154,7 +154,7 @@ def test_a_mistake_names_its_source_its_key_and_what_would_be_right(
         ("stalled_seconds = 1e300", "limits.stalled_seconds: must be a positive number"),
         (f"stalled_seconds = {10**400}", "limits.stalled_seconds: must be a positive number"),
         ("sync_files_share = 1.1", "limits.sync_files_share: must be at most 1"),
-        ("sesions = 5", "limits.sesions: unknown limit; known are descriptor_reserve, "),
+        ("sesions = 5", "limits.sesions: unknown limit; known are closing, "),
     ],
 )
 def test_a_wrong_limit(write: Callable[[str], Path], limits: str, said: str) -> None:

@@ -94,6 +94,7 @@ def page() -> Iterator[Page]:
     page = Page()
     yield page
     page.words.release()
+    page.owners.release()
     page.map.close()
     os.close(page.timer)
     os.close(page.fd)

@@ -43,6 +43,8 @@ class Slot(Enum):
     MINTERS = "minters"
     #: Failed points that timelines remember.
     FAILURES = "failures"
+    #: Descriptors that a user sent and that are not the broker's, until they are closed.  No event tells of them: the shell charges them.
+    CLOSING = "closing"
 
 
 class Account:
@@ -53,6 +55,7 @@ class Account:
     """
 
     __slots__ = (
+        "closing",
         "creators",
         "failures",
         "members",
@@ -78,6 +81,7 @@ class Account:
         self.members = 0
         self.minters = 0
         self.failures = 0
+        self.closing = 0
         self.retained: dict[int, None] = {}
         self.returned: dict[int, None] = {}
 

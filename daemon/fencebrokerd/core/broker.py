@@ -16,7 +16,7 @@ from fencebroker.limits import Limits
 from fencebrokerd.core import effects as fx
 from fencebrokerd.core import events as e
 from fencebrokerd.core import inspection, minting, rings, signalling, trace
-from fencebrokerd.core.account import Slot
+from fencebrokerd.core.account import Charge, Slot
 from fencebrokerd.core.state import Session, State
 from fencebrokerd.core.turn import Turn
 
@@ -49,6 +49,14 @@ class Broker:
         """Note how many descriptors are in use that the state does not know of: they are as good as taken."""
         self._turn.beside = n
 
+    def charge_closing(self, uid: int) -> Charge:
+        """Charge a descriptor that ``uid`` sent, and that is not ours, until it is closed."""
+        return Charge(self.state.account(uid), Slot.CLOSING)
+
+    def check_closing(self, uid: int) -> None:
+        """Refusal when a user has sent so many of them that are still open that no more are taken."""
+        self._turn.check_share(uid, Slot.CLOSING)
+
     # -- clients
 
     def connect(self, session: int, uid: int, gid: int, groups: frozenset[int], pid: int, comm: str, now: int) -> None:
@@ -59,6 +67,7 @@ class Broker:
             quota, used = "sessions in all", len(state.sessions)
             raise Refusal(errno.EDQUOT, f"{quota}: {used} of {limits.sessions} are in use", (quota, limits.sessions, used))
         self._turn.check_share(uid, Slot.SESSIONS)
+        self.check_closing(uid)
         self._begin(now)
         self._turn.emit(e.SessionOpened(session, uid, gid, tuple(sorted(groups)), pid, comm, now))
 

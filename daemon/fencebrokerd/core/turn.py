@@ -32,10 +32,17 @@ QUOTAS: Final = {
     Slot.SYNC_FILES: "sync_files per user",
     Slot.MEMBERS: "members of merges per user",
     Slot.MINTERS: "timelines that sessions mint on per user",
+    Slot.CLOSING: "foreign descriptors still open per user",
 }
 
 #: Where the limits of a slot stand: in all, and with ``_per_uid`` for one user.
-TABLES: Final = {Slot.SESSIONS: "sessions", Slot.TIMELINES: "timelines", Slot.SOCKETS: "timelines", Slot.MEMBERS: "members"}
+TABLES: Final = {
+    Slot.SESSIONS: "sessions",
+    Slot.TIMELINES: "timelines",
+    Slot.SOCKETS: "timelines",
+    Slot.MEMBERS: "members",
+    Slot.CLOSING: "closing",
+}
 
 
 class Turn:
@@ -115,6 +122,8 @@ class Turn:
         name = TABLES[slot]
         own: int = getattr(limits, f"{name}_per_uid")
         pool: int = getattr(self.limits, name)
+        if slot is Slot.CLOSING:
+            pool = min(pool, (limits.descriptors - limits.descriptor_reserve) // 4)
         used = [other.used(slot) for other in accounts if other is not account]
         return min(own, allowance(pool, pool - mine - sum(used), mine, sum(map(bool, used))))
 

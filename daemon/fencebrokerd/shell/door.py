@@ -17,26 +17,37 @@ from fencebroker.fds import OwnedFd
 from fencebrokerd.keeper import ACCEPTING
 from fencebrokerd.shell import failpoints
 from fencebrokerd.shell.log import Log
+from fencebrokerd.shell.reaper import Reaper
 
-__all__ = ["Door"]
+__all__ = ["Door", "take_descriptors"]
 
+#: Linux 6.16: whether a socket takes descriptors; whoever sends them to one that does not hears EPERM.
+SO_PASSRIGHTS: Final = 83
 #: Connections accepted in one turn; the rest waits for the next.
 ACCEPTS: Final = 4
+
+
+def take_descriptors(sock: socket.socket, does: bool) -> None:
+    """Let a socket take descriptors or not, where the kernel can."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, does)
 
 
 class Door:
     """Owns the listeners and the spare descriptor."""
 
-    def __init__(self, listeners: list[socket.socket], epoll: select.epoll, log: Log, words: memoryview) -> None:
+    def __init__(self, listeners: list[socket.socket], epoll: select.epoll, log: Log, words: memoryview, reaper: Reaper) -> None:
         """Watch the listeners; ``words`` is the keeper's page, where it stands while a connection is on its way into our books."""
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._epoll = epoll
         self._log = log
         self._words = words
+        self._reaper = reaper
         self._spare: OwnedFd | None = _spare()
         self._is_shut = False
         for fd, listener in self._listeners.items():
             listener.setblocking(False)
+            take_descriptors(listener, False)  # nor does any connection until its hello is accepted
             epoll.register(fd, select.EPOLLIN)
 
     def __contains__(self, fd: int) -> bool:
@@ -71,7 +82,7 @@ class Door:
             self._spare = None
         try:
             with contextlib.suppress(BlockingIOError):  # accept says EMFILE before it looks whether anybody waits
-                listener.accept()[0].close()
+                self._reaper.close_socket(listener.accept()[0])
             self._spare = _spare()
         except OSError:
             # Not even that: the machine's table is full.  Nobody is let in until somebody leaves.

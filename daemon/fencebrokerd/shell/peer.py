@@ -19,14 +19,17 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fencebroker.fds import NOWAIT, OwnedFd, close_all, send_packet
 from fencebroker.protocol import Conversation
 from fencebrokerd.core.account import allowance
 from fencebrokerd.shell.ledger import Owed
 
-__all__ = ["REMEMBERED", "Credentials", "Flight", "Peer", "TooSlow", "cost_of", "printable"]
+if TYPE_CHECKING:
+    from fencebrokerd.shell.reaper import ForeignFd
+
+__all__ = ["REMEMBERED", "Credentials", "Flight", "Peer", "TooSlow", "cost_of", "printable", "user_of"]
 
 SO_PEERGROUPS: Final = 59
 SO_PEERPIDFD: Final = 77  # Linux 6.5
@@ -45,9 +48,19 @@ class Credentials:
     __slots__ = ("comm", "gid", "groups", "pid", "uid")
 
     def __init__(self, sock: socket.socket) -> None:
-        self.pid, self.uid, self.gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        self.pid, self.uid, self.gid = _credentials(sock)
         self.groups = frozenset(_peer_groups(sock))
         self.comm = _comm_of(sock, self.pid)
+
+
+def user_of(sock: socket.socket) -> int:
+    """The uid of whoever connected."""
+    return _credentials(sock)[1]
+
+
+def _credentials(sock: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid, gid
 
 
 def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
@@ -216,7 +229,7 @@ class Peer:
         self.lost = 0
         #: The packet whose answer is queued: it stays in its socket until then, and so does what it brought that is not ours.
         self.owed: Owed | None = None
-        self.foreign: list[OwnedFd] = []
+        self.foreign: list[ForeignFd] = []
 
     def send(self, packet: bytes, fds: list[int], now: int) -> bool:
         """Send, or queue while the client is slow.  True when the queue just became used; TooSlow when a limit is passed.

@@ -6,7 +6,7 @@ Facts
   answer that it has.
   Descriptors that the journal does not know were made, received or given up in that turn, or are the last broker's own epolls and pipes.
 Rules
-  Nothing that a client waits for is closed: only what nobody knows.  Closing it may block, so the reaper does that.
+  Nothing that a client waits for is closed: only what nobody knows.  Closing it may block, so a reaper does that.
   What the journal knows and the table does not have is a fault of ours; it is said, and costs the object that it belonged to.
 """
 

@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from fencebroker import wire
 from fencebroker.errors import Refusal
-from fencebroker.fds import NOWAIT, PEEK, OwnedFd, Truncated, close_all, drop_packet, is_hung_up, recv_packet
+from fencebroker.fds import NOWAIT, PEEK, OwnedFd, Truncated, close_all, drop_packet, is_hung_up, look_at_packet, recv_packet
 from fencebroker.model import OK
 from fencebroker.protocol import Move, Violation
 from fencebroker.ring import Nonsense
@@ -45,7 +45,7 @@ from fencebrokerd.shell import failpoints
 from fencebrokerd.shell import record as r
 from fencebrokerd.shell.admission import admit, check_room
 from fencebrokerd.shell.creators import Creators
-from fencebrokerd.shell.door import Door
+from fencebrokerd.shell.door import Door, take_descriptors
 from fencebrokerd.shell.eventfds import Eventfds
 from fencebrokerd.shell.fairness import EVERYBODY, NOBODY, Fairness
 from fencebrokerd.shell.identity import Identity
@@ -54,7 +54,7 @@ from fencebrokerd.shell.ledger import Ledger, Owed
 from fencebrokerd.shell.log import Log, escape
 from fencebrokerd.shell.notify import notify
 from fencebrokerd.shell.peer import Flight, Peer, TooSlow, printable
-from fencebrokerd.shell.reaper import Reaper
+from fencebrokerd.shell.reaper import ForeignFd, Reaper
 from fencebrokerd.shell.record import Listening, config_entry
 from fencebrokerd.shell.recovery import Inheritance
 from fencebrokerd.shell.rings import Rings
@@ -111,10 +111,10 @@ class Server:
         self._listeners = listeners
         self._epoll = select.epoll()
         doors = [socket.socket(fileno=listener.fd) for listener in listeners]
-        self._door = Door(doors, self._epoll, log, self._words)
+        self._reaper = Reaper(keeper, core.charge_closing)
+        self._door = Door(doors, self._epoll, log, self._words, self._reaper)
         self._identity = Identity()
         self._eventfds = Eventfds(self._identity)
-        self._reaper = Reaper(keeper)
         self._rings = Rings()
         self._sockets = Sockets(self._identity, self._reaper, self._epoll)
         self._creators = Creators(self._epoll)
@@ -132,7 +132,7 @@ class Server:
         self._idle_since: int | None = None
         self._depth = 0
         #: What the packet in hand brought and is not ours: closed when the packet is gone, for its last close may block.
-        self._foreign: list[OwnedFd] = []
+        self._foreign: list[ForeignFd] = []
         #: Whose packet was looked at and is still in its socket.
         self._looked_at: Peer | None = None
         self._signals = Signals()
@@ -156,6 +156,7 @@ class Server:
         """
         self._signals.watch()
         self._epoll.register(self._signals.fileno(), select.EPOLLIN)
+        self._epoll.register(self._reaper.fileno(), select.EPOLLIN)
         if not len(self._ledger):
             self.write_anew()
         # What the loop makes is let go of when the last name for it goes; the collector is for what exceptions leave, and looks seldom.
@@ -202,6 +203,9 @@ class Server:
                     self._add_peer(guest)
             elif fd == self._signals.fileno():
                 self._signals.drain()
+            elif fd == self._reaper.fileno():
+                self._reaper.look()
+                self._door.open_again()
             elif self._flight.keeps(fd):
                 if self._flight.is_settled(fd):
                     self._let_go(fd)
@@ -223,7 +227,7 @@ class Server:
         self._next_session = found.next_session
         self._eventfds.adopt(found.eventfds)
         for socket_id, (ours, theirs, cookie) in found.sockets.items():
-            self._sockets.adopt(socket_id, ours, theirs, cookie)
+            self._sockets.adopt(socket_id, ours, theirs, cookie, self._payer_of(socket_id))
         for socket_id, fd in found.rings.items():
             timeline = state.rings[socket_id]
             assert timeline.ring is not None
@@ -270,7 +274,8 @@ class Server:
             if table[fd].startswith("anon_inode:"):
                 os.close(fd)
             else:
-                self._reaper.close_fd(fd)
+                owner = self._reaper.owner_of(fd)
+                self._reaper.close_fd(fd, os.getuid() if owner is None else owner)
 
     def redo(self, found: Inheritance) -> None:
         """Do again what the last broker may not have done: statuses, and the packets that it had in hand."""
@@ -307,12 +312,12 @@ class Server:
             except ConnectionResetError:  # said once, ahead of what waits
                 waiting, fds = recv_packet(peer.sock, NOWAIT | PEEK)
         except (OSError, Truncated) as err:
-            self._reap(err.fds if isinstance(err, Truncated) else ())
+            self._reap(err.fds if isinstance(err, Truncated) else (), peer)
             return
         if not waiting or wire.serial_of(waiting) != packet.a:
-            self._reap(fds)
+            self._reap(fds, peer)
             return
-        self._foreign += fds
+        self._foreign += [self._reaper.own(fd.detach(), peer.credentials.uid) for fd in fds]
         if answer is not None:
             self._answer_again(peer, answer)
         self._settle(peer, (packet, answer))
@@ -332,7 +337,7 @@ class Server:
 
     def _recognise_timeline(self, packet: r.Packet) -> None:
         try:
-            message = self._sockets.receive(packet.id, PEEK)
+            message = self._sockets.receive(packet.id)
         except (OSError, wire.Malformed):
             return
         if message is not None and message[0] == packet.a and message[1] == packet.b:
@@ -407,12 +412,13 @@ class Server:
         self._freeze(list(self._core.state.rings))
         effects, n = self._core.stop(now)
         self._carry_out(effects)
+        self._reaper.stop()
         self._carry_out(self._core.end(time.monotonic_ns()))
         self._signals.ignore()
         for peer in list(self._peers.values()):
             self._forget_peer(peer)
         for sock in self._flight.close():
-            self._reaper.close_fd(sock.detach())
+            self._reaper.close_socket(sock)
         self._sockets.close_all()
         self._rings.close_all()
         self._eventfds.close_all()
@@ -421,7 +427,6 @@ class Server:
         self._door.close()
         self._signals.close()
         self._epoll.close()
-        self._reaper.stop()
         return n
 
     # -- time
@@ -434,14 +439,13 @@ class Server:
             and not self._queued
             and self._idle_since is None
             and self._supervisor.due is None
-            and not self._reaper.pending
             and bool(self._peers or not self._config.idle_exit)
         )
 
     def _timeout(self) -> float | None:
         """Seconds until something is due; None: nothing ever, unless somebody speaks."""
         config, limits = self._config, self._config.limits
-        due = [self._core.wake_at, self._supervisor.due, self._reaper.due(time.monotonic_ns())]
+        due = [self._core.wake_at, self._supervisor.due]
         if self._silent:
             due.append(next(iter(self._silent.values())).connected_at + int(limits.hello_seconds * 1e9))
         if self._queued:
@@ -457,7 +461,6 @@ class Server:
     def _pass_time(self) -> None:
         wake_at, now = self._core.wake_at, time.monotonic_ns()
         self._supervisor.pass_time(now)
-        self._reaper.pass_time(now)
         if wake_at is not None and wake_at <= now:
             self._sweep()  # what was signalled in time counts
             rings = self._core.expiring(now)
@@ -483,7 +486,7 @@ class Server:
         sock.setblocking(False)
         if sock.fileno() >= self._full + MARGIN - LAST:
             self._log.once(-1, "full", "a connection was turned away: the descriptor limit is used up")
-            sock.close()
+            self._reaper.close_socket(sock)
             return
         session = self._next_session
         self._next_session += 1
@@ -532,12 +535,11 @@ class Server:
         if self._looked_at is peer and self._ledger.peek:
             drop_packet(peer.sock)  # else whoever is refused hears of a reset before he hears why
         if peer.leave():
-            # Its queue may hold files of the client's, whose closing can block.
-            self._reaper.close_fd(peer.sock.detach())
+            self._reaper.close_socket(peer.sock, peer.credentials.uid)
         else:
             self._ledger.note(r.PeerKept(fd, peer.credentials.uid, peer.unread))
             self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
-        self._reap(peer.foreign)
+        self._close_foreign(peer.foreign)
         peer.foreign = []
         self._door.open_again()
 
@@ -545,7 +547,7 @@ class Server:
         self._epoll.unregister(fd)
         self._ledger.note(r.PeerLetGo(fd))
         self._ledger.record(self._core.take_events())
-        self._reaper.close_fd(self._flight.let_go(fd).detach())
+        self._reaper.close_socket(self._flight.let_go(fd))
         self._door.open_again()
 
     # -- sessions
@@ -562,6 +564,8 @@ class Server:
         peer.swept = 0
         if peer.session not in self._peers:
             return
+        if self._reaper.pending and self._is_too_much(peer):
+            return
         try:
             packet, fds = recv_packet(peer.sock, NOWAIT | self._ledger.peek)
         except BlockingIOError:
@@ -572,18 +576,38 @@ class Server:
             # What was lost of its descriptors has no owner but the packet, so that must not go here: it goes with the socket.
             self._explain(peer, err)
             self._end_peer(peer, "truncated", str(err))
-            self._reap(err.fds)
+            self._reap(err.fds, peer)
             return
         if not packet:
             if is_hung_up(peer.sock.fileno()):
                 self._forget_peer(peer)
             else:
                 self._end_peer(peer, "empty packet", "it sent an empty packet")
-            self._reap(fds)
+            self._reap(fds, peer)
             return
         self._looked_at = peer
         self._receive(peer, packet, fds)
         self._looked_at = None
+
+    def _is_too_much(self, peer: Peer) -> bool:
+        """End a session that sends descriptors while too many of its user's are still open.  They are not received: closing one that was may
+        be stuck for ever, while those of a packet that nobody took can be given up with its socket.
+        """
+        try:
+            self._core.check_closing(peer.credentials.uid)
+        except Refusal as refusal:
+            try:
+                packet, has_descriptors = look_at_packet(peer.sock)
+            except (OSError, Truncated):
+                return False  # the one who reads it sees that as well
+            if not has_descriptors:
+                return False
+            if (serial := wire.serial_of(packet)) and peer.conversation.is_open:
+                text = f"{refusal.text}; the session ends"
+                self._send(fx.Send(peer.session, [serial, refusal.error, text, list(refusal.detail)]))
+            self._end_peer(peer, "closing", refusal.text)
+            return True
+        return False
 
     def _explain(self, peer: Peer, err: Truncated) -> None:
         """Descriptors were lost because this process has no room: it is not the client's fault, so it hears why before it is disconnected."""
@@ -604,11 +628,11 @@ class Server:
                 peer.conversation.move(Move.REQUEST)
         except (wire.Malformed, Violation) as err:
             self._end_peer(peer, "malformed", escape(str(err)))
-            self._reap(fds)
+            self._reap(fds, peer)
             return
         references: Sequence[fx.Reference] = ()
         if message[1] != wire.HELLO:
-            references = self._identify(fds) if fds else ()
+            references = self._identify(fds, peer) if fds else ()
             # After the look at what the descriptors carry: a producer commits before it writes, so what was seen there is drained here.
             self._drain(self._core.concerned(peer.session, message, references))
             if peer.session not in self._peers:
@@ -620,7 +644,7 @@ class Server:
         if message[1] == wire.HELLO:
             self._greet(peer, message)
         else:
-            self._core.count_beside(len(self._silent) + len(self._flight))
+            self._core.count_beside(len(self._silent) + len(self._flight) + self._reaper.overdue())
             effects = self._core.handle(peer.session, message, references, time.monotonic_ns())
             if message[1] == wire.STATUS:
                 self._add_own_status(effects)
@@ -632,7 +656,7 @@ class Server:
     def _settle(self, peer: Peer, owed: Owed | None) -> None:
         """The packet is handled: it leaves its socket, as soon as its answer is sent."""
         if peer.session not in self._peers:
-            self._reap(self._foreign)
+            self._close_foreign(self._foreign)
             self._foreign = []
             if owed is not None and (answer := owed[1]) is not None and answer.socket is not None:
                 self._give_end(answer.socket)
@@ -645,7 +669,7 @@ class Server:
             if owed is not None and (answer := owed[1]) is not None and answer.socket is not None:
                 self._give_end(answer.socket)
             if self._foreign:
-                self._reap(self._foreign)
+                self._close_foreign(self._foreign)
                 self._foreign = []
 
     def _consume(self, peer: Peer) -> None:
@@ -664,7 +688,7 @@ class Server:
             self._ledger.record(self._core.take_events())
             self._sockets.close_end(socket_id)
 
-    def _identify(self, fds: list[OwnedFd]) -> list[fx.Reference]:
+    def _identify(self, fds: list[OwnedFd], peer: Peer) -> list[fx.Reference]:
         """Say what was received; what is ours is closed here, what is foreign elsewhere, and later."""
         references = []
         for fd in fds:
@@ -674,14 +698,18 @@ class Server:
                 reference = self._identity.identify(fd.fileno())
             references.append(reference)
             if isinstance(reference, fx.Foreign):
-                self._foreign.append(fd)
+                self._foreign.append(self._reaper.own(fd.detach(), peer.credentials.uid))
             else:
                 fd.close()
         return references
 
-    def _reap(self, fds: Any) -> None:
+    def _reap(self, fds: Iterable[OwnedFd], peer: Peer) -> None:
         for fd in fds:
-            self._reaper.close_fd(fd.detach())
+            self._reaper.close_fd(fd.detach(), peer.credentials.uid)
+
+    def _close_foreign(self, fds: Iterable[ForeignFd]) -> None:
+        for fd in fds:
+            self._reaper.close(fd)
 
     def _greet(self, peer: Peer, message: list[Any]) -> None:
         serial, _, version, client = message
@@ -704,6 +732,7 @@ class Server:
             self._forget_peer(peer)
             return
         peer.conversation.move(Move.ACCEPT)
+        take_descriptors(peer.sock, True)
         if who.pid == os.getpid():
             self._own.add(peer.session)
         self._carry_out([fx.Send(peer.session, [serial, 0, wire.VERSION, __version__, os.getpid(), peer.session])])
@@ -735,19 +764,10 @@ class Server:
     def _n_known(self) -> int:
         """Descriptors that our books account for."""
         n = 3 + len(self._keeper.descriptors) + self._listener_descriptors() + 2 + 2 + 1  # streams, epolls, signals, the door's spare
-        n += (
-            len(self._peers)
-            + len(self._eventfds)
-            + len(self._flight)
-            + len(self._creators.entries())
-            + self._reaper.pending
-            + len(self._foreign)
-        )
+        n += len(self._peers) + len(self._eventfds) + len(self._flight) + len(self._creators.entries()) + self._reaper.pending
         n += len(self._rings)
         n += sum(1 if theirs < 0 else 2 for _, _, theirs, _ in self._sockets.entries())
-        return (
-            n + sum(len(peer.foreign) + sum(len(fds) for _, fds in peer.queue) for peer in self._peers.values()) + self._supervisor.n_open
-        )
+        return n + sum(sum(len(fds) for _, fds in peer.queue) for peer in self._peers.values()) + self._supervisor.n_open
 
     def _listener_descriptors(self) -> int:
         return sum(1 if listener.lock is None else 2 for listener in self._listeners)
@@ -812,9 +832,14 @@ class Server:
             return uid
         return EVERYBODY if fd in self._door else NOBODY
 
+    def _payer_of(self, socket_id: int) -> int:
+        """Who pays for what comes in on a timeline's socket."""
+        uid = self._core.payer_of(socket_id)
+        return os.getuid() if uid < 0 else uid
+
     def _take(self, socket_id: int) -> None:
         try:
-            message = self._sockets.receive(socket_id, self._ledger.peek)
+            message = self._sockets.receive(socket_id)
         except (BlockingIOError, ConnectionResetError):
             return
         except wire.Malformed as err:
@@ -830,12 +855,11 @@ class Server:
             return
         if message:
             self._handle_signal(socket_id, message)
-        if self._ledger.peek:
-            if failpoints.IS_ARMED:
-                failpoints.hit("consume.before")
-            self._sockets.consume(socket_id)
-            if failpoints.IS_ARMED:
-                failpoints.hit("consume.after")
+        if failpoints.IS_ARMED:
+            failpoints.hit("consume.before")
+        self._sockets.consume(socket_id)
+        if failpoints.IS_ARMED:
+            failpoints.hit("consume.after")
         if message and socket_id in self._rings and self._is_owners(socket_id, message):
             self._rings.saw(socket_id, message[1])
 
@@ -999,7 +1023,7 @@ class Server:
     def _create_socket(self, effect: fx.CreateSocket, now: int) -> Effects:
         if failpoints.IS_ARMED:
             failpoints.hit("timeline.before")
-        ours, theirs, cookie = self._sockets.create(effect.socket)
+        ours, theirs, cookie = self._sockets.create(effect.socket, self._payer_of(effect.socket))
         if failpoints.IS_ARMED:
             failpoints.hit("timeline.after")
         self._ledger.note(r.SocketMade(effect.socket, ours, theirs, cookie))

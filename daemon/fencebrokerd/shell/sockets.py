@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from fencebroker import wire
-from fencebroker.fds import NOWAIT, OwnedFd, Truncated, drop_packet, is_hung_up, recv_packet
+from fencebroker.fds import Truncated, drop_packet, is_hung_up, look_at_packet
 from fencebrokerd.shell.identity import Identity, cookie_of
 from fencebrokerd.shell.reaper import Reaper
 
@@ -33,6 +33,7 @@ class Sockets:
         self._ours: dict[int, socket.socket] = {}
         self._by_fd: dict[int, int] = {}
         self._theirs: dict[int, socket.socket] = {}
+        self._payers: dict[int, int] = {}
 
     def id_of(self, fd: int) -> int | None:
         """Which timeline's socket the loop's event is about, if any."""
@@ -42,22 +43,26 @@ class Sockets:
         """Whether any of the sockets can be read now."""
         return bool(self._epoll.poll(0, 1))
 
-    def create(self, socket_id: int) -> tuple[int, int, int]:
-        """Make a pair and watch our end; returns our number, the client's, both borrowed, and the client's cookie.  OSError is the kernel's."""
+    def create(self, socket_id: int, uid: int) -> tuple[int, int, int]:
+        """Make a pair for ``uid`` and watch our end.
+
+        Returns our number, the client's, both borrowed, and the client's cookie.  OSError is the kernel's.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         cookie = cookie_of(theirs)
-        self._add(socket_id, ours, cookie)
+        self._add(socket_id, ours, cookie, uid)
         self._theirs[socket_id] = theirs
         return ours.fileno(), theirs.fileno(), cookie
 
-    def adopt(self, socket_id: int, ours: int, theirs: int, cookie: int) -> None:
+    def adopt(self, socket_id: int, ours: int, theirs: int, cookie: int, uid: int) -> None:
         """Take over a pair that another broker of this table made; ``theirs`` is -1 when the client has it.  OSError if it is no socket."""
-        self._add(socket_id, socket.socket(fileno=ours), cookie)
+        self._add(socket_id, socket.socket(fileno=ours), cookie, uid)
         if theirs >= 0:
             self._theirs[socket_id] = socket.socket(fileno=theirs)
 
-    def _add(self, socket_id: int, ours: socket.socket, cookie: int) -> None:
+    def _add(self, socket_id: int, ours: socket.socket, cookie: int, uid: int) -> None:
         self._identity.add_socket(socket_id, cookie)
+        self._payers[socket_id] = uid
         self._ours[socket_id] = ours
         self._by_fd[ours.fileno()] = socket_id
         self._epoll.register(ours.fileno(), select.EPOLLIN)
@@ -80,20 +85,16 @@ class Sockets:
             if socket_id is not None:
                 yield socket_id
 
-    def receive(self, socket_id: int, flags: int) -> list[Any] | None:
-        """Receive one message: None is end-of-file, an empty one the doorbell.
+    def receive(self, socket_id: int) -> list[Any] | None:
+        """Look at one message, which stays in its socket until ``consume``: None is end-of-file, an empty one the doorbell.
 
         BlockingIOError when there is none, wire.Malformed when it is out of form.
-
-        With ``PEEK`` among the ``flags`` it stays in its socket until ``consume``.
         """
         try:
-            packet, fds = recv_packet(self._ours[socket_id], NOWAIT | flags)
+            packet, has_descriptors = look_at_packet(self._ours[socket_id])
         except Truncated as err:
-            self._reap(err.fds)
             raise wire.Malformed(str(err)) from err
-        if fds:
-            self._reap(fds)
+        if has_descriptors:
             raise wire.Malformed("descriptors came on a timeline's socket")
         if packet == wire.DOORBELL:
             return []
@@ -116,10 +117,6 @@ class Sockets:
             theirs = self._theirs.get(socket_id)
             yield socket_id, ours.fileno(), -1 if theirs is None else theirs.fileno(), self._identity.cookie_of_socket(socket_id)
 
-    def _reap(self, fds: Sequence[OwnedFd]) -> None:
-        for fd in fds:
-            self._reaper.close_fd(fd.detach())
-
     def close(self, socket_id: int) -> None:
         """Close a pair; what is unread in it may hold files of a client's, whose closing can block."""
         ours = self._ours.pop(socket_id, None)
@@ -132,8 +129,7 @@ class Sockets:
         theirs = self._theirs.pop(socket_id, None)
         if theirs is not None:
             theirs.close()
-        ours.shutdown(socket.SHUT_RDWR)  # at once: whoever sends after the end hears of it
-        self._reaper.close_fd(ours.detach())
+        self._reaper.close_socket(ours, self._payers.pop(socket_id))
 
     def close_all(self) -> None:
         """Close everything."""
