@@ -243,6 +243,8 @@ def test_a_client_that_goes_in_the_middle_of_anything(broker: BrokerProcess, op:
         "eventfd2:error=EMFILE",
         "eventfd2:error=ENFILE",
         "eventfd2:error=ENOMEM",
+        "memfd_create:error=EMFILE",
+        "memfd_create:error=ENOMEM",
         "socketpair:error=EMFILE",
         "socketpair:error=ENFILE",
         "socketpair:error=ENOMEM",

@@ -12,6 +12,7 @@ import socket
 import stat
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 
 import pytest
@@ -283,6 +284,31 @@ def test_a_client_in_namespaces_of_its_own(public: BrokerProcess, spawn: Spawn) 
     first = child.line()
     child.finish()
     assert first.endswith(" 0")  # in the broker's user namespace it is still root's process
+
+
+def test_a_client_whose_clock_is_another(public: BrokerProcess, spawn: Spawn) -> None:
+    """``unshare -T``: its CLOCK_MONOTONIC is eleven days ahead.  An expiry is a duration and ends in time; a time that it says is not believed."""
+    code = """
+        import sys, time
+        import fencebroker as fb
+        with fb.connect(sys.argv[1]) as broker, broker.create_timeline("ahead") as timeline, timeline.export(1) as fence:
+            timeline.advance(1)
+            fence.wait(10)
+            print(time.monotonic_ns(), broker.info(fence).fences[0].timestamp_ns, flush=True)
+            with broker.sync_file("never@1", expiry=0.05) as late:
+                began = time.monotonic()
+                try:
+                    late.wait(10)
+                except fb.FenceError as err:
+                    print(err.error, 0.05 <= time.monotonic() - began < 10, flush=True)
+    """
+    command = [*unshare("-T", "--monotonic", "1000000", "--fork"), sys.executable, "-c", textwrap.dedent(code), public.path]
+    child = spawn(command)
+    theirs, noted = map(int, child.line().split())
+    assert theirs - noted > 900_000 * 10**9
+    assert noted <= time.monotonic_ns()
+    assert child.line() == f"{errno.ETIME} True"
+    child.finish()
 
 
 def test_a_client_whose_pid_is_not_visible(start_inside: Callable[..., BrokerProcess], spawn: Spawn) -> None:
