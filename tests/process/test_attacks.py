@@ -191,6 +191,58 @@ def test_100_000_waiters_are_woken_and_hold_up_nobody_for_long(broker: BrokerPro
         crowd.finish(4 * LIMIT)
 
 
+ENTRIES = """
+    import os, resource, select, sys, time
+    import fencebroker as fb
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    broker = fb.connect(sys.argv[1])
+    timeline = broker.create_timeline()
+    fence = timeline.export(1, private=True)  # only the broker writes it
+    own = os.eventfd(0)
+    held = []
+    def watch(fd):
+        copies = [os.dup(fd) for _ in range(1000)]
+        polls = [select.epoll() for _ in range(int(sys.argv[2]) // 1000)]
+        for poll in polls:
+            for copy in copies:
+                poll.register(copy, select.EPOLLIN)
+        held.append(copies)
+        return polls
+    mine, theirs = watch(own), watch(fence.fileno())
+    began = time.perf_counter()
+    os.eventfd_write(own, 1)
+    took = time.perf_counter() - began
+    print(f"{took * 1000:.0f} ms", flush=True)
+    sys.stdin.readline()
+    timeline.advance(1)
+    fence.wait(30)
+    print(sum(len(poll.poll(0, 1000)) for poll in theirs), flush=True)
+    for poll in mine + theirs:
+        poll.close()
+    for copies in held:
+        for copy in copies:
+            os.close(copy)
+    os.close(own)
+    fence.close()
+    timeline.close()
+    broker.close()
+"""
+
+
+def test_100_000_epoll_entries_on_one_descriptor(broker: BrokerProcess, spawn: Spawn) -> None:
+    """Each entry is a call within the broker's write: all are told, and others are served.  Prints what such a write takes (pytest -s)."""
+    crowd = spawn(ENTRIES, broker.path, 100_000)
+    sys.stdout.write(f"a write to an eventfd with 100,000 epoll entries takes {crowd.line(4 * LIMIT)}\n")
+    with fb.connect(broker.path) as connection, connection.create_timeline() as timeline:
+        crowd.send("")
+        for value in range(1, 200):
+            with timeline.export(value) as fence:
+                timeline.advance(value)
+                fence.wait(LIMIT)
+    assert crowd.line(4 * LIMIT) == "100000"
+    crowd.finish(4 * LIMIT)
+
+
 @pytest.mark.parametrize("op", sorted(wire.REQUESTS))
 def test_a_client_that_goes_in_the_middle_of_anything(broker: BrokerProcess, op: int) -> None:
     """Every request, and gone before the answer; nothing of it is left in the broker, and it stops in order."""
