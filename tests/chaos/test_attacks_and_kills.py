@@ -37,6 +37,9 @@ def attackers(path: str) -> Iterator[None]:
         for child in children.values():
             assert child.line(3 * LIMIT) == "ready"
         yield
+        for child in children.values():  # all at once: they are in each other's way
+            assert child.process.stdin is not None
+            child.process.stdin.close()
         done = {name: int(child.finish(3 * LIMIT)) for name, child in children.items()}
         assert min(done.values()) > 0, done
 

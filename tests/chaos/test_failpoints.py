@@ -7,8 +7,10 @@ import signal
 
 import pytest
 
+import fencebroker as fb
 from fencebrokerd.shell.failpoints import FAILPOINTS
 from tests.chaos.stepping import Steps, sweep
+from tests.helpers import StartBroker
 
 #: Where a broker can be cut off again while it completes what the one before it left.
 AGAIN = [name for name in FAILPOINTS if name.partition(".")[0] in ("recover", "act", "answer", "consume")]
@@ -44,6 +46,13 @@ def test_a_death_at_a_step_of_every_packet(name: str) -> None:
 def test_a_second_death_while_the_first_is_repaired(name: str) -> None:
     died = sweep(every_other("append.after:5", f"{name}:1"), ["once"])
     assert died["once"] >= 2, died
+
+
+def test_a_guest_who_is_not_on_record_outlives_two_brokers(start_broker: StartBroker) -> None:
+    """It was taken in by the first; the second dies before it has noted it."""
+    broker = start_broker(env={"FENCEBROKERD_FAILPOINT": "accept.after:1@1,recover.reconciled:1@2"})
+    with fb.connect(broker.path, autostart=False) as connection:
+        assert connection._status()["generation"] == 3
 
 
 @pytest.mark.timeout(120)

@@ -67,7 +67,6 @@ def take_over(
     known = _not_ours(keeper, ready_fd)
     addresses = [_address(listening.fd) for listening in found.listeners]
     adopted, unknown = reconcile(found, table, known, bool(words[ACCEPTING]), addresses)
-    words[ACCEPTING] = 0
     paths = [listening for listening in found.listeners if listening.path is not None]
     listener = Listener.adopt(paths[0]) if paths else None
     server = Server(config, Broker(config.limits, os.getuid(), found.state), found.listeners, log, read, keeper, journal)
@@ -75,6 +74,7 @@ def take_over(
     if failpoints.IS_ARMED:
         failpoints.hit("recover.reconciled")
     server.adopt(found, adopted)
+    words[ACCEPTING] = 0  # not before they are on record: this broker may be killed too
     advance()
     server.redo(found)
     advance()
