@@ -304,6 +304,9 @@ async def wait(fence: SyncFile, timeout: float | None = None) -> None:  # noqa: 
     if not isinstance(fence, SyncFile):
         raise TypeError(f"fence must be a SyncFile, not {type(fence).__name__}; SyncFile.from_fd() makes one of a descriptor")
     connection = fence._connection if isinstance(fence._connection, LoopConnection) else None
+    if timeout is None:  # without the limit's machinery, all of which would run between the wake-up and the caller
+        await _wait(fence, connection)
+        return
     async with _limit(timeout, fence):
         await _wait(fence, connection)
 
