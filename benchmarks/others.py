@@ -8,6 +8,7 @@ Redis                a redis-server of our own on a Unix socket: RPUSH to BLPOP,
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import shutil
@@ -114,9 +115,6 @@ def _wait(event: Any) -> Callable[[], object]:
 
 # -- ZeroMQ
 
-#: Sockets that live as long as the process.
-_KEPT: list[Any] = []
-
 
 def why_no_zeromq() -> str | None:
     """What is missing for it."""
@@ -134,7 +132,7 @@ def _push(address: str) -> Callable[[], object]:
 
     sock: Any = zmq.Context.instance().socket(zmq.PUSH)
     sock.bind(address)
-    _KEPT.append(sock)
+    atexit.register(sock.close, 0)
     return lambda: sock.send(b"1")
 
 
@@ -143,7 +141,7 @@ def _pull(address: str) -> Callable[[], object]:
 
     sock: Any = zmq.Context.instance().socket(zmq.PULL)
     sock.connect(address)
-    _KEPT.append(sock)
+    atexit.register(sock.close, 0)
 
     def wait() -> None:
         sock.recv()

@@ -63,7 +63,7 @@ class IdleBroker:
             timeline = stack.enter_context(connection.create_timeline("idle"))
             stack.enter_context(timeline.export(1))
             connection.info(timeline.export(2).detach()).status  # noqa: B018 - so that everything has been done once
-            time.sleep(0.5)  # what it does after an answer is over
+            time.sleep(3.5)  # what it does after an answer is over, and its keeper's one look that follows
             self._first = self._look()
             self._since = time.monotonic()
             self._stack = stack.pop_all()

@@ -229,7 +229,8 @@ def _idle(idle: Idle) -> Section:
     return Section(
         "idle",
         "Idle",
-        "A broker with one client that holds a timeline and an active fence, while the other figures of this page were taken.",
+        "A broker with one client that holds a timeline and an active fence, while the other figures of this page were taken; from three seconds "
+        "after its last answer on, when its keeper has looked once more.",
         ("seconds", "processes", "wake-ups", "processor time", "memory (PSS) of all"),
         [(f"{idle.seconds:.0f}", str(idle.processes), str(idle.wake_ups), f"{idle.cpu_ms:.0f} ms", f"{idle.pss_mib:.1f} MiB")],
         idle._asdict(),

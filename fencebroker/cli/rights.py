@@ -29,6 +29,7 @@ timeline descriptors            1   1024
 sync_files                      3  15933
 members of merges               2  65536
 timelines that sessions mint on 1  16384
+foreign descriptors still open  0   4096
 """
 
 

@@ -95,7 +95,7 @@ def test_status_and_wait_and_advance(fencectl: Fencectl, scene: Scene) -> None:
     assert set(fencectl("chmod", "0600", "camera0", "--json").json()) == written("chmod")
     quotas = fencectl("quota", "--json").json()
     assert set(quotas) == written("quota")
-    assert [set(quota) for quota in quotas["quotas"]] == [documented("quota")] * 6
+    assert [set(quota) for quota in quotas["quotas"]] == [documented("quota")] * 7
 
 
 def test_why_and_holders(fencectl: Fencectl, scene: Scene) -> None:

@@ -118,6 +118,7 @@ class Target:
     def __exit__(self, *exc: object) -> None:
         page = self._page
         page.words.release()
+        page.owners.release()
         page.map.close()
         os.close(page.fd)
         os.close(page.timer)
