@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -253,18 +253,19 @@ def history(turn: Turn, context: int) -> None:
 def status(turn: Turn) -> None:
     """Counts: of one's own, or of all for who sees all, and the limits that bound them."""
     state, limits, session = turn.state, turn.limits, turn.session
-    tables: tuple[tuple[str, Iterable[Any]], ...] = (
-        ("sessions", state.sessions.values()),
-        ("timelines", state.timelines.values()),
-        ("fences", state.fences.values()),
-        ("sync_files", state.sync_files.values()),
+    tables: tuple[tuple[str, Mapping[int, Any]], ...] = (
+        ("sessions", state.sessions),
+        ("timelines", state.timelines),
+        ("fences", state.fences),
+        ("sync_files", state.sync_files),
     )
+    uid, sees_all = session.uid, turn.sees_all
     pairs: list[list[Any]] = []
     for name, things in tables:
-        pairs.append([name, sum(1 for thing in things if turn.sees_all or thing.uid == session.uid)])
-    active = sum(1 for fence in state.fences.values() if not fence.status and (turn.sees_all or fence.uid == session.uid))
+        pairs.append([name, len(things) if sees_all else sum([thing.uid == uid for thing in things.values()])])
+    active = sum([not fence.status and (sees_all or fence.uid == uid) for fence in state.fences.values()])
     pairs.append(["active_fences", active])
-    if turn.sees_all:
+    if sees_all:
         pairs += [["signalled", state.n_signalled], ["descriptors", state.n_descriptors]]
     pairs += [["descriptor_limit", limits.descriptors], ["descriptor_reserve", limits.descriptor_reserve]]
     turn.answer(pairs)
