@@ -179,6 +179,7 @@ def test_a_forgotten_descriptor_that_comes_back_is_detached(forgetful: BrokerPro
     done, failed = own.fence(work, 1), own.fence(broken, 1)
     pending = own.fence(own.timeline(), 1)
     libsync.sw_sync_timeline_inc(work, 1)
+    assert libsync.sync_file_info(done).status == 1  # the broker reads that ring now, so this one's record is the older of the two
     own.close(broken)
     libsync.sync_wait(failed, 0)
     assert not libsync.sync_file_info(failed).detached
