@@ -19,7 +19,7 @@ from typing import Final
 
 from fencebroker.fds import OK_WORD, OwnedFd, is_signalled, signal_and_close, status_word
 from fencebroker.mapping import Mapping
-from fencebroker.ring import ADVANCE, ARMED, CLOSE, FROZEN, RING_BYTES, Writer
+from fencebroker.ring import CLOSE, FROZEN, RING_BYTES, Writer
 
 __all__ = ["Exclusive"]
 
@@ -54,37 +54,22 @@ class Exclusive:
             if writer.seen != self._unread:
                 return False
             self._unread = 0
-        return writer.has_room() and not writer.is_frozen
+        return (writer.committed < writer.limit or writer.has_room()) and not self._words[FROZEN]
 
     def sent(self, counter: int) -> None:
         """A packet went out on the socket: what comes after it waits until the broker has handled it."""
         self._unread = counter
 
-    def advance(self, value: int) -> bool | None:
-        """What ``is_ready`` and ``signal`` do, for what is done most: few steps, for whoever signals slept before.
+    def signal(self, op: int, number: int, error: int, value: int) -> bool | None:
+        """Commit, and write what the new ``value`` passes, in few steps, for whoever signals slept before.  True: ring the doorbell.
 
-        True: ring the doorbell.  None: not through the ring.
+        None, and nothing is done, while it is not ready.
         """
-        writer, words = self._writer, self._words
-        if (self._unread or writer.committed >= writer.limit or words[FROZEN]) and not self.is_ready():
+        if not self.is_ready():
             return None
-        bell = writer.commit(ADVANCE, value, 0, monotonic_ns())
-        if words[FROZEN]:  # the broker decides for itself just now, and writes this too
-            self.leave(value)
-            return True
-        order = self._order
-        while order and order[0][0] <= value:
-            fd = self._duplicates.pop(heappop(order)[1], None)
-            if fd is not None:
-                bell = fd == _NOT_OURS or not signal_and_close(fd, OK_WORD) or bell
-        awaited = words[ARMED]
-        return bell or (awaited != 0 and value >= awaited)
-
-    def signal(self, op: int, number: int, error: int, value: int) -> bool:
-        """Commit, and write what the new ``value`` passes.  True: ring the doorbell."""
         writer = self._writer
         bell = writer.commit(op, number, error, monotonic_ns())
-        if writer.is_frozen:  # the broker decides for itself just now, and writes this too
+        if self._words[FROZEN]:  # the broker decides for itself just now, and writes this too
             self.leave(value)
             return True
         order, duplicates = self._order, self._duplicates

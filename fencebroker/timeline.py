@@ -69,30 +69,9 @@ class Signaller:
         self._wanted = max(self._wanted, value)
         with self._lock:
             wanted = self._wanted
-            if wanted <= self._sent:  # another thread has sent it, or a later one
-                return
-            own = self._own
-            if own is None:
+            # Otherwise another thread has sent it, or a later one.
+            if wanted > self._sent and not self._by_ring(ring.ADVANCE, wanted, 0, wanted):
                 self._send_newest()
-                return
-            before = own.committed
-            try:
-                bell = own.advance(wanted)
-            except BaseException:
-                self._interrupted(own, before, wanted)
-                raise
-            if bell is None:
-                self._send_newest()
-                return
-            self._sent = wanted
-            if bell:
-                self.ring_the_bell()
-
-    def _interrupted(self, own: Exclusive, before: int, value: int) -> None:
-        """An interrupt, at any point: what was committed counts, and the broker writes the rest."""
-        if own.committed != before:
-            self._sent = value
-            self.ring_the_bell()
 
     def advance_nowait(self, value: int) -> bool:
         """Like advance, but False instead of waiting; the value is kept and goes with the next one."""
@@ -180,14 +159,18 @@ class Signaller:
     def _by_ring(self, op: int, number: int, error: int, value: int) -> bool:
         """Signal through the ring; False when this one has to be a packet."""
         own = self._own
-        if own is None or not own.is_ready():
+        if own is None:
             return False
         before = own.committed
         try:
             bell = own.signal(op, number, error, value)
-        except BaseException:
-            self._interrupted(own, before, value)
+        except BaseException:  # an interrupt, at any point: what was committed counts, and the broker writes the rest
+            if own.committed != before:
+                self._sent = value
+                self.ring_the_bell()
             raise
+        if bell is None:
+            return False
         self._sent = value
         self._wanted = max(self._wanted, value)
         if bell:

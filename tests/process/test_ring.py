@@ -416,17 +416,29 @@ def test_a_second_signaller_ends_the_use_of_the_ring(broker: BrokerProcess) -> N
         assert [connection.info(fence).status for fence in fences] == [1, 1, -errno.EIO, 1, 1]
 
 
-def test_a_commit_just_after_a_second_signaller_came_counts_once(broker: BrokerProcess) -> None:
+def test_a_commit_just_after_a_second_signaller_came_counts_once(broker: BrokerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was committed in the moment in which the ring was frozen is the broker's to write."""
-    with working(broker.path) as (connection, timeline), fb.connect(broker.path) as other, timeline.export(2) as fence:
-        own = own_of(timeline)
-        with other.open_timeline("camera0"):
-            assert own.signal(ring.INC, 2, 0, 2), "a frozen producer rings"
-            assert fence.status() == 0
-            timeline._signaller.ring_the_bell()
-            wait_readable(fence.fileno())
-            kind, row = connection._lookup("camera0")
-            assert (kind, row[3]) == ("timeline", 2)
+    with (
+        working(broker.path) as (connection, timeline),
+        fb.connect(broker.path) as other,
+        timeline.export(2) as fence,
+        contextlib.ExitStack() as stack,
+    ):
+        commit = ring.Writer.commit
+        written: list[int] = []
+
+        def late(*args: Any) -> bool:
+            stack.enter_context(other.open_timeline("camera0"))
+            return commit(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("fencebroker.ring.Writer.commit", late)
+            patch.setattr("fencebroker.exclusive.signal_and_close", lambda fd, _: written.append(fd))
+            timeline.inc(2)
+        assert not written, "a frozen producer leaves it to the broker, and rings"
+        wait_readable(fence.fileno())
+        kind, row = connection._lookup("camera0")
+        assert (kind, row[3]) == ("timeline", 2)
 
 
 def test_a_stranger_on_the_same_socket_freezes_the_ring(broker: BrokerProcess) -> None:
