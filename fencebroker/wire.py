@@ -299,12 +299,6 @@ def _count_refs(message: Message) -> int:
 def decode_timeline(packet: bytes) -> Message:
     """Decode a packet of a timeline's socket: ``[holder, counter, op, args...]``.  Raises Malformed, also for an unknown op."""
     message = _decode(packet)
-    if len(message) == 4 and message[2] == ADVANCE:  # nearly always, and a waiter is waiting: the same checks in one step
-        for x in message:
-            if type(x) is not int or not 0 <= x <= U64_MAX:
-                break
-        else:
-            return message
     if len(message) < 3 or not _is_u64(message[0]) or not _is_u64(message[1]) or type(message[2]) is not int:
         raise Malformed("a timeline message starts with holder, counter and op")
     spec = TIMELINE_OPS.get(message[2])

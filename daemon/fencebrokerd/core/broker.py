@@ -95,11 +95,6 @@ class Broker:
             turn.effects.append(fx.Send(session, [turn.serial, refusal.error, refusal.text, list(refusal.detail)]))
         return turn.effects
 
-    def sees_all(self, session: int) -> bool:
-        """Whether this session may look at other users' objects."""
-        known = self.state.sessions.get(session)
-        return known is not None and known.uid in (0, self.state.own_uid)
-
     def creator_died(self, session: int, now: int) -> None:
         """The process that opened ``session`` is gone."""
         self._begin(now).emit(e.CreatorDied(session, now))

@@ -97,13 +97,6 @@ def concerned(turn: Turn, message: Sequence[Any], references: Sequence[fx.Refere
     if not rings:
         return ()
     op = message[1]
-    if op == wire.INFO and message[2] is not None:
-        sync_file = state.sync_files.get(message[2])
-        if sync_file is None or sync_file.fence.status:
-            return ()
-        if sync_file.fence.timeline is not None:
-            return _of(sync_file.fence.timeline)
-        return _beneath((sync_file.fence,))
     if op in _BY_CONTEXT:
         return _of(state.timelines.get(message[2]))
     if op == wire.SYNC_FILE:
@@ -111,7 +104,7 @@ def concerned(turn: Turn, message: Sequence[Any], references: Sequence[fx.Refere
     if op in _OF_ALL:
         return list(rings)
     handles: Iterable[int] = ()
-    if op in (wire.SET_DEADLINE, wire.WAIT_START):
+    if op in (wire.INFO, wire.SET_DEADLINE, wire.WAIT_START):
         handles = (message[2],) if message[2] is not None else ()
     elif op == wire.IMPORT:
         handles = (message[3],) if message[3] is not None else ()
@@ -141,15 +134,25 @@ def _named(turn: Turn, text: str) -> Timeline | None:
 def _beneath(fences: Iterable[Fence]) -> set[int]:
     """The rings of the points that these fences are, or wait for."""
     found: set[int] = set()
-    work = [fence for fence in fences if not fence.status]
-    seen = set(work)
-    for fence in work:
+    arrays: list[Array] = []
+    seen: set[Fence] = set()
+
+    def look(fence: Fence) -> None:
+        if fence.status:
+            return
         if fence.timeline is not None:
-            found.update(_of(fence.timeline))
-        elif isinstance(fence, Array):
-            following = [member for member in fence.members if not member.status and member not in seen]
-            seen.update(following)
-            work += following
+            if fence.timeline.ring is not None:
+                found.add(fence.timeline.ring.socket)
+        elif isinstance(fence, Array) and fence not in seen:
+            seen.add(fence)
+            arrays.append(fence)
+
+    for fence in fences:
+        look(fence)
+    # A list that grows while it is walked: arrays may be nested to any depth.
+    for array in arrays:
+        for member in array.members:
+            look(member)
     return found
 
 

@@ -77,6 +77,10 @@ class State:
         #: Sessions that follow the events, in the order in which they asked.
         self.subscribers: dict[int, None] = {}
 
+    def sees_all(self, uid: int) -> bool:
+        """Whether a user may look at everybody's objects: root, and the broker's own."""
+        return uid in (0, self.own_uid)
+
     def account(self, uid: int) -> Account:
         """Return the account of ``uid``, made when it is first needed."""
         account = self.accounts.get(uid)

@@ -221,4 +221,4 @@ class Turn:
     @property
     def sees_all(self) -> bool:
         """Whether this session may inspect other users' objects."""
-        return self.session.uid in (0, self.state.own_uid)
+        return self.state.sees_all(self.session.uid)

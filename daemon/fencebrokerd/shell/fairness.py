@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 __all__ = ["EVERYBODY", "NOBODY", "Fairness"]
@@ -44,11 +44,11 @@ class Fairness:
         self._user = NOBODY
         self._since = 0
 
-    def order(self, events: Sequence[Event], uid_of: Callable[[int], int]) -> Iterator[Event]:
-        """Yield the events of an epoll in the order in which they are to be handled; those that are left out come with the next poll."""
-        if len(events) == 1:
-            yield events[0]
-            return
+    def order(self, events: Sequence[Event], uid_of: Callable[[int], int]) -> Iterable[Event]:
+        """The events of an epoll in the order in which they are to be handled; those that are left out come with the next poll."""
+        return events if len(events) == 1 else self._in_turns(events, uid_of)
+
+    def _in_turns(self, events: Sequence[Event], uid_of: Callable[[int], int]) -> Iterator[Event]:
         waiting: dict[int, deque[Event]] = {}
         for event in events:
             waiting.setdefault(uid_of(event[0]), deque()).append(event)

@@ -190,7 +190,7 @@ class Server:
         return self._stop()
 
     def _take_turn(self, happened: list[tuple[int, int]]) -> None:
-        for fd, events in happened if len(happened) == 1 else self._fairness.order(happened, self._uid_of):
+        for fd, events in self._fairness.order(happened, self._uid_of):
             if fd < 0:
                 self._note_signalled(*self._eventfds.resume(-fd - 1, self._core.uid_of))
             elif (socket_id := self._sockets.id_of(fd)) is not None:
@@ -244,7 +244,9 @@ class Server:
                 peer.conversation.move(Move.ACCEPT)
                 peer.credentials.comm = known.comm
                 peer.lost = (
-                    sum(1 for line in found.untold if known.uid in (0, state.own_uid, line.uid)) if session in state.subscribers else 0
+                    sum(1 for line in found.untold if state.sees_all(known.uid) or line.uid == known.uid)
+                    if session in state.subscribers
+                    else 0
                 )
         for session, packets in found.sent.items():
             # A subscriber's events are not among them, and would be taken for them.
@@ -741,7 +743,7 @@ class Server:
         """The core knows counts; the process adds what only it knows."""
         for effect in effects:
             if isinstance(effect, fx.Send) and effect.message[1] == 0:
-                effect.message[2] += self._own_status(self._core.sees_all(effect.session))
+                effect.message[2] += self._own_status(self._core.state.sees_all(self._peers[effect.session].credentials.uid))
 
     def _own_status(self, sees_all: bool) -> list[list[Any]]:
         """``sees_all``: with what takes long to count where there are many descriptors, which is for those who look after the broker."""
@@ -1133,7 +1135,7 @@ class Server:
             known = self._core.state.sessions.get(session)
             if peer is None or known is None:
                 continue
-            sees_all = known.uid in (0, self._core.state.own_uid)
+            sees_all = self._core.state.sees_all(known.uid)
             wanted = [list(line) for line in lines if sees_all or line.uid == known.uid]
             while wanted:
                 chunk, wanted = wanted[:_LINES], wanted[_LINES:]
