@@ -109,7 +109,7 @@ ATTACKS: Final[Mapping[str, Callable[[str], Iterator[None]]]] = {
 
 
 def main(name: str, path: str, uid: int) -> int:
-    """Attack until standard input ends; returns how often."""
+    """Attack until standard input ends; returns how often.  Says when it is ready, and when it has attacked for the first time."""
     become(uid)
     print("ready", flush=True)
     over = select.poll()
@@ -119,6 +119,8 @@ def main(name: str, path: str, uid: int) -> int:
         try:
             for _ in ATTACKS[name](path):
                 n += 1
+                if n == 1:
+                    print("attacked", flush=True)
                 if over.poll(0):
                     break
         except (OSError, fb.FenceError) as err:  # cut, or refused, as it should be

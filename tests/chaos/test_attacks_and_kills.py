@@ -27,7 +27,7 @@ LIFE: Final = 0.4
 
 @contextlib.contextmanager
 def attackers(path: str) -> Iterator[None]:
-    """One of each kind, of two users in turn.  Nearly each got something done, and none was able to make a fence lie."""
+    """One of each kind, of two users in turn.  Each got something done, and none was able to make a fence lie."""
     with contextlib.ExitStack() as stack:
         children = {}
         for i, name in enumerate(ATTACKS):
@@ -37,12 +37,13 @@ def attackers(path: str) -> Iterator[None]:
         for child in children.values():
             assert child.line(3 * LIMIT) == "ready"
         yield
+        for child in children.values():  # on a busy machine one or the other has had no turn yet
+            assert child.line(3 * LIMIT) == "attacked"
         for child in children.values():  # all at once: they are in each other's way
             assert child.process.stdin is not None
             child.process.stdin.close()
         done = {name: int(child.finish(3 * LIMIT)) for name, child in children.items()}
-        # They are of two users, and hardly leave each other a turn: on a busy machine one or two of them get nothing done in the time.
-        assert sum(n > 0 for n in done.values()) >= len(done) - 2, done
+        assert min(done.values()) > 0, done
 
 
 @pytest.mark.timeout(120)

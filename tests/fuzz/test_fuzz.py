@@ -89,9 +89,9 @@ def test_a_recovery_that_looks_at_no_checksum_is_noticed(monkeypatch: pytest.Mon
 
 def test_a_running_broker(broker: BrokerProcess) -> None:
     """Through its sockets, with descriptors now and then."""
-    figures = fire(broker, 2000, 1, lambda n: None)
-    assert figures.packets >= 2000
-    assert figures.with_descriptors > 50
-    assert figures.on_timelines > 100
-    assert figures.cut > 20
-    assert figures.answers > 300
+    figures = fire(broker, 10_000, 1, lambda n: None)
+    assert figures.packets >= 10_000
+    assert figures.with_descriptors > 1000
+    assert figures.on_timelines > 500
+    assert figures.cut > 300
+    assert figures.answers > 2000  # a slow broker reads less of what comes after a packet that ends its session

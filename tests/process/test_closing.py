@@ -21,9 +21,9 @@ import pytest
 import fencebroker as fb
 from fencebroker import wire
 from fencebrokerd.keeper import LANES
-from tests.helpers import LIMIT, BrokerProcess, Child, Spawn, StartBroker, not_run, wait_readable
+from tests.helpers import LIMIT, BrokerProcess, Child, Spawn, StartBroker, not_run
 from tests.process import fuse
-from tests.process.wire_client import WireClient, descriptors_of
+from tests.process.wire_client import WireClient, assert_closed_for, descriptors_of
 
 EVIL, OTHER = 4301, 4302
 QUOTA = "foreign descriptors still open per user"
@@ -106,16 +106,6 @@ def wait_used(connection: fb.Broker, uid: int, n: int) -> None:
 def reapers(connection: fb.Broker) -> list[psutil.Process]:
     status = connection._status()
     return [child for child in psutil.Process(status["keeper_pid"]).children() if child.pid != status["pid"]]
-
-
-def assert_closed_for(connection: fb.Broker) -> None:
-    """Whoever sends something foreign in good faith has it closed."""
-    reader, writer = os.pipe()
-    with open(reader, "rb", buffering=0):
-        with pytest.raises(fb.NotASyncFile):
-            connection.info(writer)
-        os.close(writer)
-        wait_readable(reader)
 
 
 def work(connection: fb.Broker) -> None:

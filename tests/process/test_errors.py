@@ -401,7 +401,7 @@ def test_events_that_do_not_fit_are_counted(broker: BrokerProcess) -> None:
     with fb.connect(broker.path) as connection:
         events = connection.events()
         with connection.create_timeline("camera0") as timeline:
-            for value in range(40):
+            for value in range(120):
                 for fence in timeline.export_many(range(250 * value, 250 * value + 250)):
                     fence.close()
         seen = threading.Event()

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import fencebroker as fb
-from tests.helpers import LIMIT, BrokerProcess, Child, Spawn, wait_readable
-from tests.process.wire_client import descriptors_of
+from tests.helpers import LIMIT, BrokerProcess, Child, Spawn
+from tests.process.wire_client import assert_closed_for, descriptors_of
 
 pytestmark = pytest.mark.usefixtures("root")
 EVIL = 4301
@@ -33,6 +33,17 @@ PROLOGUE = """
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     is_over = lambda: bool(select.select([0], [], [], 0)[0])
+    started = threading.Semaphore(0)
+    def in_threads(work, least):
+        # 64 of them, to the end; the flood is under way when that many have said so.
+        threads = [threading.Thread(target=work) for _ in range(64)]
+        for thread in threads:
+            thread.start()
+        for _ in range(least):
+            started.acquire()
+        print("flooding", flush=True)
+        for thread in threads:
+            thread.join()
 """
 
 
@@ -179,7 +190,6 @@ def test_traps_in_a_loop_by_64_sessions(flood: Callable[..., Child], public: Bro
     """The O_NONBLOCK trap again and again: sessions end, and others are late by the guard at most."""
     child = flood(
         """
-        started = threading.Semaphore(0)
         def trap():
             first = True
             while not is_over():
@@ -196,14 +206,7 @@ def test_traps_in_a_loop_by_64_sessions(flood: Callable[..., Child], public: Bro
                         for n in range(1, 9):
                             timeline.advance(n)
                         broker._status()
-        threads = [threading.Thread(target=trap) for _ in range(64)]
-        for thread in threads:
-            thread.start()
-        for _ in range(8):
-            started.acquire()
-        print("flooding", flush=True)
-        for thread in threads:
-            thread.join()
+        in_threads(trap, 8)
         """
     )
     assert work(public.path, 30) < 5
@@ -216,7 +219,6 @@ def test_closes_that_linger_by_64_sessions(flood: Callable[..., Child], public: 
     child = flood(
         """
         from tests.process.wire_client import lingering
-        started = threading.Semaphore(0)
         def send():
             while not is_over():
                 with contextlib.suppress(OSError, AssertionError), WireClient(path) as client, contextlib.ExitStack() as stack:
@@ -226,25 +228,13 @@ def test_closes_that_linger_by_64_sessions(flood: Callable[..., Child], public: 
                         os.close(number)
                         client.hear()
                         started.release()
-        threads = [threading.Thread(target=send) for _ in range(64)]
-        for thread in threads:
-            thread.start()
-        for _ in range(64):
-            started.acquire()
-        print("flooding", flush=True)
-        for thread in threads:
-            thread.join()
+        in_threads(send, 64)
         """
     )
     n_late = 0
     with fb.connect(public.path) as connection:
         for _ in range(30):
-            reader, writer = os.pipe()
-            with open(reader, "rb", buffering=0):
-                with pytest.raises(fb.NotASyncFile):
-                    connection.info(writer)
-                os.close(writer)
-                wait_readable(reader)
+            assert_closed_for(connection)
             n_late += any(row[0] == EVIL and "still open" in row[1] and row[2] for row in connection._quotas())
     assert n_late, "there was always something of the other user's to be closed, or this shows nothing"
     child.kill()

@@ -9,11 +9,14 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Self
 
+import pytest
+
+import fencebroker as fb
 from fencebroker import wire
 from fencebroker.fds import OwnedFd, close_all, recv_packet, send_packet
-from tests.helpers import LIMIT
+from tests.helpers import LIMIT, wait_readable
 
-__all__ = ["WireClient", "descriptors_of", "lingering", "switches_of"]
+__all__ = ["WireClient", "assert_closed_for", "descriptors_of", "lingering", "switches_of"]
 
 
 class WireClient:
@@ -105,3 +108,13 @@ def lingering(stack: contextlib.ExitStack, seconds: int = 4) -> int:
         while True:
             sender.send(b"x" * 65536)
     return sender.detach()
+
+
+def assert_closed_for(connection: fb.Broker) -> None:
+    """Whoever sends something foreign in good faith has it closed."""
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0):
+        with pytest.raises(fb.NotASyncFile):
+            connection.info(writer)
+        os.close(writer)
+        wait_readable(reader)

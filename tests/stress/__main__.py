@@ -10,7 +10,8 @@ import time
 import click
 
 from fencebroker.testing import start_broker
-from tests.stress.rounds import Wrong, run
+from tests.chaos.frames import Wrong
+from tests.stress.rounds import run
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

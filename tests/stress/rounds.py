@@ -8,22 +8,19 @@ by one and by several, adds, and fails points; questions come in the middle; tim
 from __future__ import annotations
 
 import errno
-import mmap
-import os
 import random
 import select
-import signal
 import socket
-import sys
-import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final
 
 import fencebroker as fb
+from benchmarks.farm import Farm, Numbers
 from fencebroker.fds import OwnedFd, close_all, peek_status, recv_packet, send_packet
+from tests.chaos.frames import Wrong
 
-__all__ = ["Wrong", "run"]
+__all__ = ["run"]
 
 #: Points of a batch: all are exported, and all who wait have them, before the first is signalled.
 BATCH: Final = 64
@@ -34,32 +31,20 @@ IMPORTED: Final = 8
 LIMIT_MS: Final = 60_000
 
 
-class Wrong(AssertionError):
-    """Something that must not be."""
-
-
 class Waiter:
-    """Owns a forked process that is sent batches of descriptors and says what became of each."""
+    """Owns the socket of a process that is sent batches of descriptors and says what became of each."""
 
-    def __init__(self, meant: memoryview, path: str, hold: Callable[[Any, OwnedFd], tuple[Any, int]]) -> None:
-        """``meant`` is shared: the highest seqno that the producer has decided to signal.  ``hold`` makes of a descriptor what is waited on."""
+    def __init__(self, farm: Farm, meant: Numbers, path: str, hold: Callable[[Any, OwnedFd], tuple[Any, int]]) -> None:
+        """``meant`` has the highest seqno that the producer has decided to signal.  ``hold`` makes of a descriptor what is waited on."""
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                self._sock.close()
-                with theirs, fb.connect(path, autostart=False) as broker:
-                    _wait(theirs, meant, lambda fd: hold(broker, fd))
-                code = 0
-            except BaseException:  # noqa: BLE001 - nothing of the parent's may run here
-                traceback.print_exc()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)
-        theirs.close()
+        with theirs:
+            farm.fork(self._run, theirs, meant, path, hold)
         self._sock.settimeout(LIMIT_MS / 1000)
+
+    def _run(self, theirs: socket.socket, meant: Numbers, path: str, hold: Callable[[Any, OwnedFd], tuple[Any, int]]) -> None:
+        self._sock.close()
+        with fb.connect(path, autostart=False) as broker:
+            _wait(theirs, meant, lambda fd: hold(broker, fd))
 
     def send(self, first: int, fences: list[fb.SyncFile]) -> None:
         """Hand over a batch; returns when everything is waited on."""
@@ -79,11 +64,9 @@ class Waiter:
     def close(self) -> None:
         """End it."""
         self._sock.close()
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
 
 
-def _wait(producer: socket.socket, meant: memoryview, hold: Callable[[OwnedFd], tuple[Any, int]]) -> None:
+def _wait(producer: socket.socket, meant: Numbers, hold: Callable[[OwnedFd], tuple[Any, int]]) -> None:
     while True:
         packet, fds = recv_packet(producer)
         if not packet:
@@ -129,12 +112,13 @@ def _private(broker: fb.Broker, fd: OwnedFd) -> tuple[Any, int]:
 def run(path: str, rounds: int, seed: int, progress: Callable[[int], object]) -> dict[str, int]:
     """Signal ``rounds`` points at least; returns what was done, by name.  Wrong when something was."""
     chance = random.Random(seed)
-    meant = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+    meant = Numbers(1)
     done = dict.fromkeys(("points", "ops", "failed", "imported", "questions", "rings", "frozen"), 0)
     with ExitStack() as stack:
+        farm = stack.enter_context(Farm())
         waiters = []
         for hold in (_shared, _private):  # before there are connections here
-            waiters.append(Waiter(meant, path, hold))
+            waiters.append(Waiter(farm, meant, path, hold))
             stack.callback(waiters[-1].close)
         broker = stack.enter_context(fb.connect(path, autostart=False))
         asker = stack.enter_context(fb.connect(path, autostart=False))
@@ -147,7 +131,7 @@ def _a_timeline(
     broker: fb.Broker,
     asker: fb.Broker,
     waiters: list[Waiter],
-    meant: memoryview,
+    meant: Numbers,
     chance: random.Random,
     done: dict[str, int],
     progress: Callable[[int], object],
@@ -183,7 +167,7 @@ def _signal(
     timeline: fb.Timeline,
     fences: list[fb.SyncFile],
     asker: fb.Broker,
-    meant: memoryview,
+    meant: Numbers,
     chance: random.Random,
     done: dict[str, int],
     *,
