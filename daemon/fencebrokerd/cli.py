@@ -20,7 +20,7 @@ from fencebroker import places
 from fencebrokerd import __version__
 from fencebrokerd.config import LEVELS, POLICY, Config, ConfigError, load, settings
 from fencebrokerd.core.broker import Broker
-from fencebrokerd.keeper import GENERATION, STARTED, STEP_ASIDE, Keeper, leave
+from fencebrokerd.keeper import GENERATION, STARTED, STEP_ASIDE, Keeper, leave, make_keeper
 from fencebrokerd.shell import failpoints
 from fencebrokerd.shell.journal import Journal, JournalError
 from fencebrokerd.shell.listener import Listener
@@ -34,6 +34,8 @@ __all__ = ["main"]
 
 #: A larger table than any fence needs would cost memory for nothing.
 MOST_DESCRIPTORS = 1 << 19
+#: What one session with a timeline, its ring and a fence needs, of the share that one user may have.
+LEAST = 8
 SYSTEM_CONFIG = Path("/etc/fencebroker/fencebroker.toml")
 
 
@@ -191,7 +193,7 @@ def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int 
     """Listen and run; returns the exit code.  ``read`` reads the configuration again, for SIGHUP.  Without a keeper nothing outlives it."""
     log = Log(config.log_level)
     listener = None
-    host = Keeper() if keeper is None else keeper
+    host = make_keeper() if keeper is None else keeper
     try:
         sockets = passed_sockets(host.page.keeper)
         # Of a broker that died before it had a record nothing is needed but the socket that clients may wait in.
@@ -214,6 +216,15 @@ def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int 
     limit = raise_descriptor_limit(None if config.limits.descriptors == default else config.limits.descriptors)
     # What the interpreter, the log, the listeners and the epolls have is not for clients.
     limits = dataclasses.replace(config.limits, descriptors=limit - len(os.listdir("/proc/self/fd")) - 8)
+    missing = limits.descriptor_reserve + LEAST - limits.descriptors
+    if missing > 0:
+        least = limit + missing
+        log.write(
+            "error", f"a limit of {limit} descriptors leaves none for clients; raise it to {least} at least (ulimit -Hn, LimitNOFILE=)"
+        )
+        if listener is not None:
+            listener.unlink()
+        return 1
     config = dataclasses.replace(config, limits=limits)
     if keeper is None:
         host.page.words[GENERATION], host.page.words[STARTED] = 1, time.monotonic_ns()

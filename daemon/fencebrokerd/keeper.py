@@ -40,6 +40,7 @@ __all__ = [
     "leave",
     "log_line",
     "main",
+    "make_keeper",
     "stderr_is_journal",
 ]
 
@@ -615,13 +616,26 @@ def cancel_fences() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def make_keeper() -> Keeper:
+    """Make one; SystemExit with a line on stderr where there is no room for its memory or its descriptors."""
+    try:
+        return Keeper()
+    except OSError as err:
+        size = (JOURNAL_BYTES + OWNERS_BYTES) >> 20
+        _say(
+            "error",
+            f"there is no room for the journal, {size} MiB of address space and of a file in memory: {err.strerror} (ulimit -f, -n, -v)",
+        )
+        sys.exit(1)
+
+
 def main() -> None:
     """Keep a broker; or, with --no-keeper and for a rehearsal, be one."""
     hold_standard_streams()
     if serves_others(sys.argv[1:], os.environ):
         hide_memory()
     if {"--no-keeper", "--rehearse"}.isdisjoint(sys.argv[1:]):
-        leave(Keeper().run())
+        leave(make_keeper().run())
     from fencebrokerd.cli import main as run
 
     run(None)

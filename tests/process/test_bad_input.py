@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import resource
 import select
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -354,6 +356,36 @@ def test_part_of_an_answer_fits(spawn: Spawn, broker: BrokerProcess) -> None:
         env=broker.env,
     )
     assert child.finish() == "EMFILE True\n" * 4 + "0\n"
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ("ulimit -n 60", r"a limit of 60 descriptors leaves none for clients; raise it to \d+ at least \(ulimit -Hn, LimitNOFILE=\)"),
+        ("ulimit -n 8", r"keeper: there is no room for the journal, .*: Too many open files \(ulimit -f, -n, -v\)"),
+        ("ulimit -f 600", r"keeper: there is no room for the journal, .*: File too large \(ulimit -f, -n, -v\)"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--no-keeper"]], ids=["kept", "not kept"])
+def test_a_machine_without_room(spawn: Spawn, folder: str, limits: str, expected: str, more: list[str]) -> None:
+    """One line that says what to raise, and nothing is left behind but the lock."""
+    argv = [sys.executable, "-m", "fencebrokerd", "--listen", f"{folder}/broker", *more]
+    child = spawn(["sh", "-c", f'{limits}; exec "$@"', "sh", *argv])
+    assert child.wait() == 1
+    (line,) = child.log().splitlines()
+    assert re.fullmatch(rf"\S+ fencebrokerd\[\d+\] error: {expected}", line), line
+    assert set(os.listdir(folder)) <= {"broker.lock"}
+
+
+def test_the_least_that_a_broker_asks_for_is_enough(spawn: Spawn, folder: str, start_limited: Callable[..., BrokerProcess]) -> None:
+    child = spawn(["sh", "-c", 'ulimit -n 60; exec "$@"', "sh", sys.executable, "-m", "fencebrokerd", "--listen", f"{folder}/broker"])
+    assert child.wait() == 1
+    found = re.search(r"raise it to (\d+) at least", child.log())
+    assert found
+    broker = start_limited(int(found[1]))
+    with fb.connect(broker.path) as connection, connection.create_timeline() as timeline, timeline.export(1) as fence:
+        timeline.advance(1)
+        fence.wait(LIMIT)
 
 
 def test_the_brokers_limit(start_limited: Callable[..., BrokerProcess]) -> None:
