@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fencebrokerd.shell.fairness import BUSY, EVERYBODY, HALF, NOBODY, QUANTUM, Fairness
+from fencebrokerd.shell.fairness import ALONE, BUSY, EVERYBODY, HALF, NOBODY, QUANTUM, Fairness
 
 
 class Clock:
@@ -30,13 +30,39 @@ def serve(fairness: Fairness, clock: Clock, users: dict[int, int], cost: dict[in
     return served
 
 
-def test_alone_nobody_looks_at_the_clock() -> None:
-    """One user, or one event: everything, in the order of the poll."""
+def test_one_event_costs_nothing() -> None:
+    clock = Clock()
+    assert serve(Fairness(clock), clock, {1001: 1}, {1001: 10_000})[1001] == 1
+    assert clock.asked == 0
+
+
+def test_alone_one_is_served_for_longer_but_not_for_ever() -> None:
+    """Somebody may have come meanwhile.  Whoever was late in the order of one poll is first in the next, which has the same order."""
     clock = Clock()
     fairness = Fairness(clock)
-    assert serve(fairness, clock, {1000: 300}, {1000: 10_000})[1000] == 300
-    assert serve(fairness, clock, {1001: 1}, {1001: 10_000})[1001] == 1
-    assert clock.asked == 0
+    events = [(fd, 1) for fd in range(300)]
+    served: Counter[int] = Counter()
+    for _ in range(300):
+        began = clock.now
+        for fd, _ in fairness.order(events, lambda _: 1000):
+            served[fd] += 1
+            clock.now += 10_000
+        assert ALONE < clock.now - began <= ALONE + 10_000
+    assert set(served) == set(range(300))
+    assert max(served.values()) - min(served.values()) <= 1
+
+
+def test_sessions_of_one_user_take_turns_also_beside_another() -> None:
+    clock = Clock()
+    fairness = Fairness(clock)
+    events = [(fd, 1) for fd in range(100)]
+    served: Counter[int] = Counter()
+    for _ in range(500):
+        for fd, _ in fairness.order(events, lambda fd: fd == 50):
+            served[fd] += 1
+            clock.now += 10_000
+    assert served.pop(50) == 500
+    assert max(served.values()) - min(served.values()) <= 1
 
 
 def test_many_sessions_are_no_larger_share() -> None:

@@ -6,7 +6,7 @@ Rule (start-time fair queueing)
   however many sessions and timelines each of them has, and who wants little is served next.
 Plan
   epoll says who wants something.  After ``QUANTUM`` it is asked again, for somebody may have come who was served less.  While only one user
-  wants something, which is nearly always, none of this costs anything.
+  wants something, which is nearly always, it is asked after ``ALONE``, and none of the rest costs anything.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ NOBODY: Final = -2
 EVERYBODY: Final = -1
 #: How long the work on one answer of epoll goes on while others wait, in nanoseconds: some ten packets.
 QUANTUM: Final = 100_000
+#: The same while nobody else wants anything: so long whoever comes waits.
+ALONE: Final = 500_000
 #: Whoever was worked for so long of late is busy.  Of late: what is older by ``HALF`` counts half.
 BUSY: Final = 1_000_000
 HALF: Final = 50_000_000
@@ -43,6 +45,7 @@ class Fairness:
         self._least = 0
         self._user = NOBODY
         self._since = 0
+        self._next: dict[int, int] = {}  # by user: the descriptor with which to go on
 
     def order(self, events: Sequence[Event], uid_of: Callable[[int], int]) -> Iterable[Event]:
         """The events of an epoll in the order in which they are to be handled; those that are left out come with the next poll."""
@@ -53,12 +56,17 @@ class Fairness:
         for event in events:
             waiting.setdefault(uid_of(event[0]), deque()).append(event)
         yield from waiting.pop(NOBODY, ())
+        self._go_on(waiting)
+        began = self._now()
         if len(waiting) < 2:
-            for queue in waiting.values():
-                yield from queue
+            for uid, queue in waiting.items():
+                while queue:
+                    yield queue.popleft()
+                    if queue and self._now() - began > ALONE:
+                        self._next[uid] = queue[0][0]
+                        return
             return
         self._forget()
-        began = self._now()
         while waiting:
             uid = min(waiting, key=self.served)
             queue = waiting[uid]
@@ -70,7 +78,18 @@ class Fairness:
             yield event
             self.work_for(before)
             if self._since - began > QUANTUM:
+                self._next = {uid: queue[0][0] for uid, queue in waiting.items()}
                 return
+
+    def _go_on(self, waiting: dict[int, deque[Event]]) -> None:
+        """Begin where it was left last time: epoll reports in the same order again and again, and whoever comes late in it would never be served."""
+        while self._next:
+            uid, first = self._next.popitem()
+            queue = waiting.get(uid, deque[Event]())
+            for n, (fd, _) in enumerate(queue):
+                if fd == first:
+                    queue.rotate(-n)
+                    break
 
     def served(self, uid: int) -> int:
         """What the clock of ``uid`` shows."""
