@@ -36,7 +36,7 @@ REFUSALS: Final[dict[int, tuple[str, str]]] = {
         "close what is no longer needed, or raise the broker's RLIMIT_NOFILE",
     ),
     errno.ENFILE: ("the machine's table of open files is full", "raise fs.file-max, or find the leak with lsof"),
-    errno.ENOMEM: ("the kernel has no memory for another descriptor", "free memory"),
+    errno.ENOMEM: ("the kernel has no memory for another descriptor, or for what the broker would have to remember", "free memory"),
     errno.ETOOMANYREFS: ("too many descriptors are on their way to clients that do not read", "read answers before asking for more"),
     errno.ENOSYS: ("the broker does not know this request, or its machine cannot do it", "update the broker: fencectl restart --user"),
     errno.EPROTONOSUPPORT: ("client and broker speak different versions", "restart the older of the two: fencectl restart --user"),

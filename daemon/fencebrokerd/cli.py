@@ -230,6 +230,11 @@ def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int 
         host.page.words[GENERATION], host.page.words[STARTED] = 1, time.monotonic_ns()
     host.page.version = __version__
     journal = None if keeper is None else Journal(keeper.page)
+    if journal is not None and not journal.has_room:
+        log.write("error", f"there is no memory for the journal: {journal.shortage}")
+        if listener is not None:
+            listener.unlink()
+        return 1
     server = Server(config, Broker(limits, os.getuid()), entries, log, read, host, journal)
     where = " ".join(name for name in map(address, entries) if name)
     log.write("notice", f"fencebrokerd {__version__} serves {where} (descriptor limit {limit})")

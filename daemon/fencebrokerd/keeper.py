@@ -67,6 +67,7 @@ PUBLISHED: Final = 20  #: how far into the journal events were told to those who
 BASE: Final = 21  #: how long the journal was when it was last written anew
 SAID_READY: Final = 22  #: who started it was told that it serves
 STEPPED_ASIDE: Final = 23  #: the last broker made way on purpose
+# 24 is the journal's (shell/journal.py).
 LANE: Final = 32  #: from here on, for each of ``LANES`` reapers, the ``LANE_WORDS`` words below
 LANE_WORDS: Final = 5
 PID: Final = 0  #: its process; 0: there is none

@@ -10,6 +10,7 @@ What survives a broker
 The steps of one packet
   Look at it without taking it; decide; create the descriptors that it needs; write the record; store the journal's length, which commits it;
   act (signal eventfds, close descriptors); answer; take the packet out of its socket.  A list of such steps is a *plan*.
+  Where there is no memory for a record, the whole journal is written anew in its place, with the packet in hand.
 The steps of a recovery
   Close the descriptors that the journal does not know, except a connection that was being accepted: that one is adopted.  Write again every
   status that the journal knows.  Then, once for each socket: if the packet at its head is the last one that was journalled for it, answer it
@@ -60,6 +61,7 @@ BUGS: Final = {
     "forget-holder": ("counters of one holder are taken for another's", "two holders"),
     "forget-serials-in-compaction": ("what was journalled last is not in the compacted journal", "compaction"),
     "compact-in-place": ("the old journal is given up before the new one is written", "compaction"),
+    "forget-packet-of-last-record": ("a record that did not fit is written with everything, without the packet in hand", "no memory"),
     "forget-expiry": ("a timer is not resumed", "expiry"),
     "no-sweep-before-expiry": ("what was signalled in time is not looked for when the time has passed", "expiry"),
     "accept-without-record": ("a connection that was being accepted is a stranger to the next broker", "two holders"),
@@ -75,6 +77,7 @@ class Scenario(NamedTuple):
     closes: bool = False  #: the client closes the timeline at the end
     expires: bool = False  #: the timeline has an expiry, and time may pass
     compacts: bool = False  #: the journal may be compacted
+    is_cramped: bool = False  #: a record may not fit
     kills: int = 2
     #: Answers that fit into the client's socket unread.
     room: int = 1
@@ -85,6 +88,7 @@ SCENARIOS: Final = {
     "the client closes before it signals": Scenario((("create",), ("export", 1), ("release", 2)), (("A", 1),), closes=True),
     "expiry": Scenario((("create",), ("export", 1), ("export", 2)), (("A", 1),), expires=True),
     "compaction": Scenario((("create",), ("export", 2), ("export", 3)), (("A", 1), ("A", 1)), compacts=True, kills=1),
+    "no memory": Scenario((("create",), ("export", 1), ("export", 2)), (("A", 1), ("B", 1)), is_cramped=True, kills=1),
     "a death in each recovery": Scenario((("create",), ("export", 1)), (("A", 1),), closes=True, kills=4),
 }
 
@@ -399,10 +403,24 @@ def compacted(books: Books, bug: str) -> Plan:
     return (("empty journal",), ("new journal", books)) if bug == "compact-in-place" else (("write", books), ("new journal", books))
 
 
+def with_everything(world: World, record: Record, bug: str) -> Plan:
+    """Where a record does not fit, the journal is written anew with it: of what was journalled last, with what is not done with yet."""
+    books = fold((*world.records, record))
+    needed = {"session"} if world.unsent else set()
+    if record.packet is not None and bug != "forget-packet-of-last-record":
+        needed.add("session" if record.packet[0] == "serial" else "timeline")
+    books = books._replace(last=tuple((socket, last) for socket, last in books.last if socket in needed))
+    return compacted(books, bug)
+
+
 def broker_steps(world: World, bug: str) -> Iterator[tuple[str, World]]:
     """What the living broker may do."""
     if world.plan:
         step, *rest = world.plan
+        match world.plan:
+            case (("write", Record() as record), ("store length", _), *after_it) if world.scenario.is_cramped:
+                plan = (*with_everything(world, record, bug), *after_it)
+                yield "broker: no memory for a record", world._replace(plan=plan)
         after = carry_out(world, step, bug)
         if after is not None:
             yield f"broker: {describe(step)}", after._replace(plan=tuple(rest))

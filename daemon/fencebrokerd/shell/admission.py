@@ -13,10 +13,23 @@ from fencebrokerd.config import Config
 from fencebrokerd.shell.log import Log, escape
 from fencebrokerd.shell.peer import Credentials
 
-__all__ = ["admit", "check_room"]
+__all__ = ["MAKING", "admit", "check_room"]
 
 #: uid 65534 stands for every user that is not mapped into our user namespace (/proc/sys/kernel/overflowuid).
 OVERFLOW_UID: Final = 65534
+#: Requests after which the journal has more to remember, as often as they are made.  What the others leave behind is bounded, and small.
+MAKING: Final = frozenset(
+    (
+        wire.CREATE_TIMELINE,
+        wire.OPEN_TIMELINE,
+        wire.SHOW_TIMELINE,
+        wire.EXPORT,
+        wire.IMPORT,
+        wire.MERGE,
+        wire.SYNC_FILE,
+        wire.RING,
+    )
+)
 
 
 def admit(version: int, who: Credentials, config: Config, log: Log) -> None:

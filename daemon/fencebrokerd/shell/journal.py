@@ -6,10 +6,17 @@ Facts
   A record counts when the word behind it in the page says so: a torn one is past the end.  It has a checksum all the same, against ourselves.
   There are two halves.  When one has grown to a multiple of what it began with, the state is written into the other as one record, and then one
   word says that the other counts.
+  The kernel may have no memory for it.  A store would then be a SIGBUS, so memory is taken before, and ahead: in both halves, for twice as much
+  as there is in the one that counts.  A state takes less than twice what its records take (a sync_file that has signalled 1.8 times, where it
+  was exported with many others, by a large uid with a long name).
+Rule
+  Who would make more asks first whether ``has_room``, and leaves it when there is none.  What cannot be left, a signal or an end, goes into what
+  is there; when that is full everything is written anew in the other half, where it fits, for what has ended is not in it any more.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -25,8 +32,10 @@ __all__ = ["Journal", "JournalError"]
 #: It is written anew when it is so many times as long as it was when it was last; but not below the least.
 GROWTH: Final = 3
 LEAST: Final = 1024 * 1024
-#: Memory is taken in steps: where there is none left, the step says so, and a store would be a SIGBUS.
+#: Memory is taken in steps.
 STEP: Final = 256 * 1024
+#: Word of the page: so many bytes of memory each half has.  It is not among the keeper's, which may be older than this broker.
+ROOM: Final = 24
 _HEAD: Final = struct.Struct("<II")
 _HEAD_BYTES: Final = _HEAD.size
 _pack_head: Final = _HEAD.pack
@@ -48,16 +57,23 @@ class Journal:
         half = page.words[HALF]
         if half > 1:
             raise JournalError(f"the words of its page are damaged: there is no half {half}")
-        if page.words[LENGTH + half] > _HALF_BYTES:
-            raise JournalError(f"the words of its page are damaged: {page.words[LENGTH + half]} bytes do not fit into a half")
+        for word in (LENGTH + half, ROOM):
+            if page.words[word] > _HALF_BYTES:
+                raise JournalError(f"the words of its page are damaged: {page.words[word]} bytes do not fit into a half")
+        #: Why there was no memory when it was last asked for; empty: there was.
+        self.shortage = ""
         self._take(half)
 
     def _take(self, half: int) -> None:
         self._half = half
         self._start = PAGE_BYTES + half * _HALF_BYTES
         self._end = self._start + self._words[LENGTH + half]
-        self._room = self._end  # memory up to here is ours
         self._long = self._start + max(LEAST, GROWTH * self._words[BASE])
+        self._have(max(self._words[ROOM], len(self)))
+
+    def _have(self, room: int) -> None:
+        self._room = room
+        self._ahead = self._start + (room - STEP) // 2
 
     def __len__(self) -> int:
         return self._end - self._start
@@ -68,11 +84,11 @@ class Journal:
         return self._end > self._long
 
     def append(self, payload: bytes) -> None:
-        """Add a record, which counts when this returns.  OSError when the machine has no memory for it."""
+        """Add a record, which counts when this returns.  OSError when there is no memory for it."""
         n = len(payload)
         start, end = self._end, self._end + _HEAD_BYTES + n
-        if end > self._room:
-            self._room = self._make_room(self._start, end)
+        if end > self._ahead:
+            self._grow(end - self._start)
         if failpoints.IS_ARMED and failpoints.is_hit("append.torn"):
             self._map[start : start + _HEAD.size + len(payload) // 2] = self._packed(payload)[: _HEAD.size + len(payload) // 2]
             failpoints.strike("append.torn")
@@ -84,35 +100,72 @@ class Journal:
     def _packed(payload: bytes) -> bytes:
         return _pack_head(len(payload), zlib.crc32(payload)) + payload
 
-    def _make_room(self, start: int, end: int) -> int:
-        room = start - -(end - start) // STEP * STEP
-        if room - start > _HALF_BYTES:
-            raise JournalError(f"the journal would need {room - start} bytes, and has {_HALF_BYTES}")
-        os.posix_fallocate(self._fd, start, room - start)
-        return room
+    @property
+    def has_room(self) -> bool:
+        """Whether there is memory for what a request may add, and for writing everything anew after it."""
+        if self._end > self._ahead or self.shortage:
+            self._grow(len(self))
+        return not self.shortage
 
-    def rewrite(self, payload: bytes) -> None:
-        """Begin anew with one record in place of all."""
-        old, half = self._half, 1 - self._half
-        start = PAGE_BYTES + half * _HALF_BYTES
-        end = start + _HEAD.size + len(payload)
-        room = self._make_room(start, end)
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether it would get shorter when it is written anew."""
+        return len(self) > self._words[BASE] + STEP
+
+    def _grow(self, n: int) -> None:
+        """Take memory ahead of ``n`` bytes.  What there is may have to do; OSError when it does not."""
+        wanted = -(-(2 * n + STEP) // STEP) * STEP
+        possible = min(wanted, _HALF_BYTES)
+        try:
+            if possible > self._room:
+                for half in (0, 1):
+                    os.posix_fallocate(self._fd, PAGE_BYTES + half * _HALF_BYTES + self._room, possible - self._room)
+                self._words[ROOM] = possible
+            self._have(max(possible, self._room))
+            if possible < wanted:
+                raise OSError(errno.EFBIG, f"it has {len(self)} bytes, and {_HALF_BYTES} at most")
+            self.shortage = ""
+        except OSError as err:
+            self.shortage = err.strerror or os.strerror(err.errno or 0)
+            if n > self._room:
+                raise
+            self._ahead = self._start + min(n + STEP // 4, self._room)  # it is asked again then
+
+    def rewrite(self, payload: bytes, following: bytes | None = None) -> None:
+        """Begin anew with one record in place of all, and with another one ``following`` it.  OSError when there is no memory for it: then all
+        is as before.
+        """
+        half = 1 - self._half
+        content = self._packed(payload) + (b"" if following is None else self._packed(following))
+        start, n = PAGE_BYTES + half * _HALF_BYTES, len(content)
+        if n > self._room:
+            self._long = self._end + STEP
+            self._grow(n)
         if failpoints.IS_ARMED:
             failpoints.hit("compact.before")
             if failpoints.is_hit("compact.torn"):
-                self._map[start : start + len(payload) // 2] = payload[: len(payload) // 2]
+                self._map[start : start + n // 2] = content[: n // 2]
                 failpoints.strike("compact.torn")
-        self._map[start:end] = self._packed(payload)
-        self._words[LENGTH + half] = end - start
+        self._map[start : start + n] = content
+        self._words[LENGTH + half] = n
         if failpoints.IS_ARMED:
             failpoints.hit("compact.written")
         self._words[HALF] = half
         if failpoints.IS_ARMED:
             failpoints.hit("compact.after")
-        self._words[BASE] = end - start
+        self._words[BASE] = n
         self._take(half)
-        self._room = room
-        self._map.madvise(mmap.MADV_REMOVE, PAGE_BYTES + old * _HALF_BYTES, _HALF_BYTES)
+        if not self.shortage:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Keep what is needed ahead, and a step to grow into."""
+        had, room = self._room, -(-(2 * len(self) + 2 * STEP) // STEP) * STEP
+        if room < had:
+            self._words[ROOM] = room
+            self._have(room)
+            for half in (0, 1):
+                self._map.madvise(mmap.MADV_REMOVE, PAGE_BYTES + half * _HALF_BYTES + room, had - room)
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """Yield what counts, oldest first, each with where it begins.  JournalError at a record that is not what was written."""

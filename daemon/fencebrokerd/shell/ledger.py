@@ -34,9 +34,13 @@ class Ledger:
     ``peek``: the flag with which packets are received; while there is a journal they stay in their socket until their effect is in it.
     """
 
-    def __init__(self, words: memoryview, journal: Journal | None) -> None:
+    def __init__(self, words: memoryview, journal: Journal | None, snapshot: Callable[[], bytes]) -> None:
+        """``snapshot``: the record that stands for all that holds now, whatever is in hand."""
         self._words = words
         self._journal = journal
+        self._snapshot = snapshot
+        #: The newest packet of any timeline's socket, until it is known whether the last broker took it from there.
+        self.inherited: r.Packet | None = None
         self.peek = 0 if journal is None else PEEK
         self._notes: list[r.Entry] = []
         self._hand: r.Packet | None = None
@@ -83,9 +87,10 @@ class Ledger:
             return
         hand = self._hand
         changes: Sequence[object] = events
+        notes: Sequence[r.Entry] = ()
         if self._notes:
-            changes = [*events, *self._notes]
-            self._notes = []
+            notes, self._notes = self._notes, []
+            changes = [*events, *notes]
         if not changes and (hand is None or self._is_recorded or not hand.is_timeline):
             return  # a question: it may be answered twice
         answer = None
@@ -97,9 +102,24 @@ class Ledger:
         if hand is not None and (answer is not None or not (self._is_answered or self._is_recorded)):
             packet = hand
             self._answer, self._is_recorded = answer, True
-        journal.append(r.encode(packet, changes, answer))
+        try:
+            journal.append(r.encode(packet, changes, answer))
+        except OSError:
+            self._rewrite_with(notes)
         if failpoints.IS_ARMED:
             failpoints.hit("append.after")
+
+    def _rewrite_with(self, notes: Sequence[r.Entry]) -> None:
+        """There is no memory for a record more: everything is written anew, with its events in it, and behind that what no state has.  OSError
+        when there is none for that either.
+        """
+        assert self._journal is not None
+        if self._hand is not None and self._is_recorded:
+            following = r.encode(self._hand, notes, self._answer)
+        else:
+            following = r.encode(self.inherited, notes, None)
+        self._journal.rewrite(self._snapshot(), following)
+        self.tell()
 
     def _find_answer(self, hand: r.Packet, effects: Sequence[fx.Effect]) -> r.Answer | None:
         for effect in reversed(effects):
@@ -117,14 +137,29 @@ class Ledger:
 
     @property
     def is_long(self) -> bool:
-        """Whether the journal should be written anew; only while no packet is in hand."""
+        """Whether the journal should be written anew."""
         return self._journal is not None and self._journal.is_long
 
-    def rewrite(self, snapshot: Callable[[], bytes]) -> None:
-        """Write the journal anew; the payload of its only record comes from ``snapshot``."""
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether it would get shorter by that."""
+        return self._journal is not None and self._journal.is_worth_it
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a request may make something new; otherwise ``shortage`` says why not."""
+        return self._journal is None or self._journal.has_room
+
+    @property
+    def shortage(self) -> str:
+        """Why there is no room; empty when there is."""
+        return "" if self._journal is None else self._journal.shortage
+
+    def rewrite(self) -> None:
+        """Write the journal anew; only while no packet is in hand.  OSError when there is no memory for it: then all is as before."""
         if self._journal is not None:
+            self._journal.rewrite(self._snapshot())
             self._notes = []
-            self._journal.rewrite(snapshot())
             self.tell()
 
     def tell(self) -> None:

@@ -17,6 +17,7 @@ Order, so that a broker that is killed anywhere leaves what the next one can go 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import gc
@@ -26,7 +27,7 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from fencebroker import wire
@@ -43,7 +44,7 @@ from fencebrokerd.core.broker import Broker
 from fencebrokerd.keeper import ARMED, CONDEMNED, GENERATION, HAND, READY, RECOVERIES, RELOADS, STARTED, TURN, Keeper
 from fencebrokerd.shell import failpoints
 from fencebrokerd.shell import record as r
-from fencebrokerd.shell.admission import admit, check_room
+from fencebrokerd.shell.admission import MAKING, admit, check_room
 from fencebrokerd.shell.creators import Creators
 from fencebrokerd.shell.door import Door, take_descriptors
 from fencebrokerd.shell.eventfds import Eventfds
@@ -106,7 +107,7 @@ class Server:
         self._reload = reload
         self._keeper = keeper
         self._words = keeper.page.words
-        self._ledger = Ledger(self._words, journal)
+        self._ledger = Ledger(self._words, journal, self._snapshot)
         self._is_kept = journal is not None
         self._listeners = listeners
         self._epoll = select.epoll()
@@ -127,6 +128,9 @@ class Server:
         self._queued: dict[int, Peer] = {}  # with unsent output
         self._own: set[int] = set()  # sessions of our own watchdog
         self._next_session = 1
+        #: While this broker takes over: by session, the newest packet that the journal has, and its answer.
+        self._inherited: Mapping[int, Owed] = {}
+        self._is_short = False  # of memory for the journal
         self._is_idle_for_good = False
         core.configure(config.limits, config.limits_of_users())
         self._idle_since: int | None = None
@@ -180,7 +184,8 @@ class Server:
             if timeout is not None:
                 self._pass_time()
             if self._ledger.is_long:
-                self.write_anew()
+                with contextlib.suppress(OSError):  # no memory for it: it goes on as it is, and this is tried again
+                    self.write_anew()
             if self._signals.reload:
                 if self._is_kept:
                     self._step_aside()
@@ -224,6 +229,7 @@ class Server:
     def adopt(self, found: Inheritance, adopted: Sequence[int]) -> None:
         """Go on with what another broker left, and with connections that it took in and did not note."""
         state = self._core.state
+        self._inherited, self._ledger.inherited = found.owed, found.timeline
         self._next_session = found.next_session
         self._eventfds.adopt(found.eventfds)
         for socket_id, (ours, theirs, cookie) in found.sockets.items():
@@ -303,6 +309,7 @@ class Server:
         for socket_id, _, theirs, _ in list(self._sockets.entries()):
             if theirs >= 0 and not any(peer.owed and (a := peer.owed[1]) and a.socket == socket_id for peer in self._peers.values()):
                 self._give_end(socket_id)  # its packet is gone: the client has it, or has gone too
+        self._inherited, self._ledger.inherited = {}, None
         if failpoints.IS_ARMED:
             failpoints.hit("recover.recognised")
 
@@ -361,20 +368,22 @@ class Server:
             self._carry_out(self._core.break_timeline(id, time.monotonic_ns()))
 
     def write_anew(self) -> None:
-        """Begin the journal again with everything that holds now."""
+        """Begin the journal again with everything that holds now.  OSError when there is no memory for it: then all is as before."""
+        self._ledger.rewrite()
         self._core.take_events()
-        self._ledger.rewrite(self._snapshot)
 
     def _snapshot(self) -> bytes:
+        """What holds now.  Of a turn that is under way: what was decided, of which something may still have to be closed or sent."""
+        sockets = self._core.state.sockets
         entries: list[r.Entry] = [config_entry(self._config), *self._listeners]
         entries += [r.PeerAccepted(session, peer.sock.fileno()) for session, peer in self._peers.items()]
         entries += self._eventfds.entries()
-        entries += [r.SocketMade(*entry) for entry in self._sockets.entries()]
+        entries += [r.SocketMade(*entry) for entry in self._sockets.entries() if entry[0] in sockets]
         entries += [r.RingMade(socket_id, fd) for socket_id, fd in self._rings.entries().items()]
         entries += [r.CreatorWatched(session, fd) for session, fd in self._creators.entries().items()]
         entries += [r.Unread(session, packets) for session, peer in self._peers.items() if (packets := peer.unread_packets())]
         entries += [r.PeerKept(*kept) for kept in self._flight.kept()]
-        owed = [peer.owed for peer in self._peers.values() if peer.owed is not None]
+        owed = [owed for session, peer in self._peers.items() if (owed := peer.owed or self._inherited.get(session)) is not None]
         return r.encode_snapshot(snapshot.dump(self._core.state), entries, owed, self._next_session)
 
     def _step_aside(self) -> None:
@@ -640,11 +649,14 @@ class Server:
             if peer.session not in self._peers:
                 return
         is_answered = spec is None or spec.answered
+        refusal = self._refuse_for_room() if message[1] in MAKING else None
         self._ledger.take(r.Packet(False, peer.session, message[0], 0), is_answered=is_answered)
         if failpoints.BUG == "consume-before-append":
             self._consume(peer)
         if message[1] == wire.HELLO:
             self._greet(peer, message)
+        elif refusal is not None:
+            self._carry_out([fx.Send(peer.session, [message[0], refusal.error, refusal.text, []])])
         else:
             self._core.count_beside(len(self._silent) + len(self._flight) + self._reaper.overdue())
             effects = self._core.handle(peer.session, message, references, time.monotonic_ns())
@@ -654,6 +666,24 @@ class Server:
                 self._add_eventfd_ids(message, effects)
             self._carry_out(effects)
         self._settle(peer, self._ledger.put_down())
+
+    def _refuse_for_room(self) -> Refusal | None:
+        """Why nothing new can be made now: what the journal has memory for is kept for what becomes of what there is."""
+        ledger = self._ledger
+        if not ledger.has_room and ledger.is_worth_it:
+            with contextlib.suppress(OSError):
+                self.write_anew()
+        if ledger.has_room:
+            if self._is_short:
+                self._is_short = False
+                self._log.write("notice", "there is memory for the journal again")
+            return None
+        if not self._is_short:
+            self._is_short = True
+            text = "requests that would make something are refused with ENOMEM, all else goes on"
+            self._log.write("error", f"there is no memory for the journal ({ledger.shortage}): {text}")
+        text = f"the broker's machine has no memory to remember anything new ({ledger.shortage}); what there is goes on"
+        return Refusal(errno.ENOMEM, text)
 
     def _settle(self, peer: Peer, owed: Owed | None) -> None:
         """The packet is handled: it leaves its socket, as soon as its answer is sent."""
