@@ -670,6 +670,8 @@ class Server:
     def _refuse_for_room(self) -> Refusal | None:
         """Why nothing new can be made now: what the journal has memory for is kept for what becomes of what there is."""
         ledger = self._ledger
+        if ledger.has_room and not self._is_short:
+            return None
         if not ledger.has_room and ledger.is_worth_it:
             with contextlib.suppress(OSError):
                 self.write_anew()
