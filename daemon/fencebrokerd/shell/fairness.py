@@ -25,7 +25,7 @@ EVERYBODY: Final = -1
 #: How long the work on one answer of epoll goes on while others wait, in nanoseconds: some ten packets.
 QUANTUM: Final = 100_000
 #: The same while nobody else wants anything: so long whoever comes waits.
-ALONE: Final = 500_000
+ALONE: Final = 200_000
 #: Whoever was worked for so long of late is busy.  Of late: what is older by ``HALF`` counts half.
 BUSY: Final = 1_000_000
 HALF: Final = 50_000_000
@@ -60,11 +60,13 @@ class Fairness:
         began = self._now()
         if len(waiting) < 2:
             for uid, queue in waiting.items():
-                while queue:
+                elapsed = 0
+                while queue and elapsed <= ALONE:
                     yield queue.popleft()
-                    if queue and self._now() - began > ALONE:
-                        self._next[uid] = queue[0][0]
-                        return
+                    elapsed = self._now() - began
+                if queue:
+                    self._next[uid] = queue[0][0]
+                self._note(uid, elapsed, began + elapsed)
             return
         self._forget()
         while waiting:
@@ -96,7 +98,7 @@ class Fairness:
         return max(self._served.get(uid, 0), self._least)
 
     def is_busy(self, uid: int) -> bool:
-        """Whether there was much work for ``uid`` of late, while others wanted something too."""
+        """Whether there was much work for ``uid`` of late."""
         recent, at = self._recent.get(uid, (0.0, 0))
         return recent > BUSY and recent * 0.5 ** ((self._now() - at) / HALF) > BUSY
 
@@ -104,12 +106,15 @@ class Fairness:
         """From now on the broker works for ``uid``; returns for whom it did until now."""
         now, before = self._now(), self._user
         if before != NOBODY:
-            elapsed = now - self._since
-            recent, at = self._recent.get(before, (0.0, now))
-            self._served[before] = self.served(before) + elapsed
-            self._recent[before] = recent * 0.5 ** ((now - at) / HALF) + elapsed, now
+            self._served[before] = self.served(before) + now - self._since
+            self._note(before, now - self._since, now)
         self._user, self._since = uid, now
         return before
+
+    def _note(self, uid: int, elapsed: int, now: int) -> None:
+        """So long there was work for ``uid``.  Its clock runs only while others wait too: else whoever comes would be first for as long."""
+        recent, at = self._recent.get(uid, (0.0, now))
+        self._recent[uid] = recent * 0.5 ** ((now - at) / HALF) + elapsed, now
 
     def _forget(self) -> None:
         if len(self._served) > KEPT:
