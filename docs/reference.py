@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from fencebroker.cli.main import cli as fencectl
+from fencebroker.cli import main as fencectl
 from fencebroker.limits import Limits
 from fencebrokerd.cli import cli as fencebrokerd
 from fencebrokerd.cli import toml
@@ -136,7 +136,7 @@ def options() -> str:
 def verbs() -> str:
     """How each verb of fencectl is called, and its options."""
     parts = []
-    for name, verb in fencectl.commands.items():
+    for name, verb in fencectl.verbs().items():
         with click.Context(verb, info_name=f"fencectl {name}") as ctx:
             usage = " ".join(["fencectl", name, *verb.collect_usage_pieces(ctx)])
             parts.append(f"### {name}\n\n```\n{usage}\n```\n\n{_options(verb, ctx)}")

@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
+from typing import Final
 
 import click
 from click.shell_completion import shell_complete
 
 from fencebroker import BrokerUnavailable, FenceError, __version__
-from fencebroker.cli import (
-    details,
-    doctor,
-    handing,
-    health,
-    holders,
-    job,
-    leaks,
-    listing,
-    log,
-    rights,
-    service,
-    stats,
-    stuck,
-    timeline,
-    top,
-    tracing,
-    waiting,
-    why,
-)
 from fencebroker.cli.command import Failure, Invocation, asks_broker
 from fencebroker.cli.output import OutputError
 from fencebroker.cli.suggest import did_you_mean
 from fencebroker.model import printable
 
-__all__ = ["cli", "main"]
+__all__ = ["VERBS", "cli", "main", "verbs"]
 
 COMPLETE = "_FENCECTL_COMPLETE"
 
@@ -43,14 +25,63 @@ COMPLETE = "_FENCECTL_COMPLETE"
 FAILED, USAGE, TIMEOUT, NO_BROKER, INTERRUPTED, READER_GONE = 1, 2, 3, 4, 130, 141
 
 
+#: The verbs, and the module of each.  It is imported when it is wanted: scripts call fencectl often, with one verb at a time.
+VERBS: Final = {
+    "ls": "listing",
+    "info": "details",
+    "why": "why",
+    "holders": "holders",
+    "stuck": "stuck",
+    "leaks": "leaks",
+    "stats": "stats",
+    "top": "top",
+    "status": "health",
+    "doctor": "doctor",
+    "trace": "tracing",
+    "record": "tracing",
+    "wait": "waiting",
+    "run": "job",
+    "export": "handing",
+    "merge": "handing",
+    "create": "timeline",
+    "advance": "timeline",
+    "inc": "timeline",
+    "fail": "timeline",
+    "chmod": "rights",
+    "quota": "rights",
+    "start": "service",
+    "stop": "service",
+    "restart": "service",
+    "logs": "log",
+}
+
+
 class Verbs(click.Group):
     """The verbs; an unknown one is refused with those that are near."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Their names, in the order of the help page."""
+        return sorted(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import a verb."""
+        return _verb(cmd_name) if cmd_name in VERBS else None
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb."""
-        if args and args[0].isalnum() and self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
-            raise click.UsageError(f"No such verb '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}", ctx)
+        if args and args[0].isalnum() and args[0] not in VERBS and not ctx.resilient_parsing:
+            raise click.UsageError(f"No such verb '{args[0]}'{did_you_mean(args[0], list(VERBS))}", ctx)
         return super().resolve_command(ctx, args)
+
+
+def _verb(name: str) -> click.Command:
+    verb: click.Command = getattr(importlib.import_module(f"fencebroker.cli.{VERBS[name]}"), name)
+    return verb
+
+
+def verbs() -> dict[str, click.Command]:
+    """All of them."""
+    return {name: _verb(name) for name in VERBS}
 
 
 @click.group(
@@ -66,41 +97,12 @@ def cli() -> None:
     """See and signal fences: what is this waiting for, and who should have signalled it?"""
 
 
-for verb in (
-    listing.ls,
-    details.info,
-    why.why,
-    holders.holders,
-    stuck.stuck,
-    leaks.leaks,
-    stats.stats,
-    top.top,
-    health.status,
-    doctor.doctor,
-    tracing.trace,
-    tracing.record,
-    waiting.wait,
-    job.run,
-    handing.export,
-    handing.merge,
-    timeline.create,
-    timeline.advance,
-    timeline.inc,
-    timeline.fail,
-    rights.chmod,
-    rights.quota,
-    service.start,
-    service.stop,
-    service.restart,
-    log.logs,
-):
-    cli.add_command(verb)
-
-
 def main() -> int:
     """Run one verb; returns the exit code."""
     _prepare_streams()
     if COMPLETE in os.environ:
+        import fencebroker.cli.completion  # noqa: F401 - it is registered with click by this
+
         return shell_complete(cli, {}, "fencectl", COMPLETE, os.environ[COMPLETE])
     invocation = Invocation()
     try:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from fencebroker.cli import main
 from fencebroker.cli.command import Verb
-from fencebroker.cli.main import cli
 from tests.cli.conftest import FENCECTL, Fencectl, Result, Scene, end_of
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from tests.helpers import Spawn
 
-VERBS: Final = {name: command for name, command in cli.commands.items() if isinstance(command, Verb)}
+VERBS: Final = {name: command for name, command in main.verbs().items() if isinstance(command, Verb)}
 #: They start and stop the broker of the user, and are shown with one.
 SERVICE: Final = ("start", "stop", "restart", "logs")
 
 
 def test_every_verb_is_of_the_kind_that_shows_an_example() -> None:
-    assert VERBS.keys() == cli.commands.keys()
+    assert VERBS.keys() == main.VERBS.keys()
 
 
 @pytest.mark.parametrize("verb", VERBS)

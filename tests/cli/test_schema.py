@@ -14,7 +14,7 @@ import pytest
 
 import fencebroker as fb
 from fencebroker.cli.command import Verb
-from fencebroker.cli.main import cli
+from fencebroker.cli.main import verbs
 from fencebroker.rows import FenceRow, SessionRow, SyncFileRow, TimelineRow, read_row
 from tests.cli.conftest import Fencectl, Scene
 from tests.helpers import eventfd_id
@@ -46,7 +46,7 @@ def written(verb: str) -> set[str]:
 
 def test_the_page_shows_the_examples_of_the_help_pages() -> None:
     blocks = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    examples = {name: command.example for name, command in cli.commands.items() if isinstance(command, Verb)}
+    examples = {name: command.example for name, command in verbs().items() if isinstance(command, Verb)}
     assert set(blocks) == {example for name, example in examples.items() if name != "restart"}
     listed = re.findall(r"`([a-z]+)`", "".join(re.findall(r"^\| \[(.*?)\]", PAGE, re.MULTILINE)))
     assert sorted(listed) == sorted(examples)
