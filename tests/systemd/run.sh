@@ -53,7 +53,7 @@ mkdir "$work/test" "$work/test/wheels"
 export PIP_NO_INDEX=1 PIP_FIND_LINKS=$work/test/wheels
 
 mkdir "$work/test/tree" "$work/next"
-tar -c --exclude=./.venv --exclude=./.git --exclude='./.*_cache' --exclude=./dist . | tar -x -C "$work/test/tree"
+tar -c --exclude=./.venv --exclude=./.git --exclude='./.*_cache' --exclude=./.hypothesis --exclude=./dist . | tar -x -C "$work/test/tree"
 # The next version: the same tree with another number.
 cp -a "$work/test/tree/." "$work/next"
 sed -i 's/^__version__ = .*/__version__ = "99.0.0"/' "$work/next/fencebroker/__init__.py"
