@@ -283,14 +283,15 @@ def test_another_version_is_refused_with_the_reason(broker: BrokerProcess, versi
         assert client.is_cut()
 
 
-def test_idle_connections_do_not_keep_others_out(broker: BrokerProcess) -> None:
-    """500 of them before an honest one: it gets in at once."""
+def test_idle_connections_do_not_keep_others_out(start_broker: StartBroker, tmp_path: pathlib.Path) -> None:
+    """500 of them before an honest one: it gets in, and not because their time is over."""
+    file = tmp_path / "fencebroker.toml"
+    file.write_text("[limits]\nhello_seconds = 3600\n")
+    broker = start_broker("--config", str(file))
     with contextlib.ExitStack() as stack:
         for _ in range(500):
             stack.enter_context(WireClient(broker.path, greet=False))
-        began = time.monotonic()
         fb.connect(broker.path).close()
-        assert time.monotonic() - began < 2
 
 
 def test_connections_that_come_and_go(broker: BrokerProcess) -> None:
@@ -446,14 +447,13 @@ def test_a_counter_that_blocks_is_poisoned(start_broker: StartBroker, spawn: Spa
         env=broker.env,
     )
     assert evil.line() == "loaded"
-    began = time.monotonic()
     while "was made to block the broker" not in broker.log():
         with contextlib.suppress(fb.BrokerUnavailable), fb.connect(broker.path) as connection:
             connection._status()
     with fb.connect(broker.path) as connection, connection.create_timeline() as timeline, timeline.export(1) as fence:
         timeline.advance(1)
         fence.wait(LIMIT)
-    assert time.monotonic() - began < 2
+        assert connection._status()["recoveries"] == 0  # it came out of the write by itself
     evil.kill()
     assert broker.log().count("a sync_file of this user was made to block the broker") == 2  # one says so, one ends the session
 
@@ -465,7 +465,7 @@ def test_a_close_that_takes_for_ever_is_not_the_loops(broker: BrokerProcess, how
 
     with contextlib.ExitStack() as stack:
         evil = stack.enter_context(WireClient(broker.path))
-        number = lingering(stack)
+        number = lingering(stack, 3600)
         connection = stack.enter_context(fb.connect(broker.path))
         timeline = stack.enter_context(connection.create_timeline())
         broker.freeze()
@@ -482,11 +482,9 @@ def test_a_close_that_takes_for_ever_is_not_the_loops(broker: BrokerProcess, how
             evil.say([2, wire.IMPORT, "", None], [number])  # stays in the queue of a session that ends
         os.close(number)  # the broker is stopped: its copy is the last
         broker.thaw()
-        began = time.monotonic()
         for _ in range(20):
             with fb.connect(broker.path) as client:
-                client._status()
-        assert time.monotonic() - began < 2
+                assert client._status()["recoveries"] == 0  # nor is it replaced because it hangs
 
 
 def test_a_connection_in_itself(broker: BrokerProcess) -> None:
