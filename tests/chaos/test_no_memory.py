@@ -20,7 +20,9 @@ import pytest
 import fencebroker as fb
 from fencebroker.fds import peek_status
 from fencebroker.rows import TimelineRow, read_row
-from fencebrokerd.shell.journal import STEP
+from fencebrokerd.keeper import HALF, LENGTH
+from fencebrokerd.shell.journal import ROOM, STEP
+from tests.chaos.test_damaged_journal import journal_of
 from tests.helpers import LIMIT, BrokerProcess, Spawn, StartBroker, not_run, wait_readable
 
 #: Points in one request.
@@ -29,6 +31,9 @@ SHORT: Final = "there is no memory for the journal"
 AGAIN: Final = "there is memory for the journal again"
 #: More than any journal here has memory for, in packets of which each leaves a record.
 PACKETS: Final = 12_000
+
+#: Sessions that come and go, so that most of what is on record is over.
+VISITS: Final = 100
 
 
 def strace() -> str:
@@ -205,6 +210,35 @@ def test_a_death_while_a_record_is_written_with_everything(start_broker: StartBr
         timeline.advance(1)
         wait_readable(fence.fileno())
     assert broker.stop()[0] == 0, broker.log()
+
+
+@pytest.mark.parametrize("name", ["accept.after", "answer.after"])
+def test_a_broker_takes_over_without_memory(start_broker: StartBroker, name: str) -> None:
+    """It has something to record before it serves, a connection or that a timeline's end was sent, and not a byte for it."""
+    broker = start_broker(env={"FENCEBROKERD_FAILPOINT": f"{name}:{VISITS + 2}@1"})
+    timelines: list[fb.Timeline] = []
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(fb.connect(broker.path, autostart=False))
+        for _ in range(VISITS):
+            fb.connect(broker.path, autostart=False).close()
+        with no_memory(broker.process.pid, broker.pid), journal_of(broker.process.pid) as (_, words):
+            length = words[LENGTH + words[HALF]]
+            words[ROOM] = length
+            if name == "accept.after":
+                connection = stack.enter_context(fb.connect(broker.path, autostart=False))
+            else:
+                timelines.append(stack.enter_context(connection.create_timeline()))
+            status = connection._status()
+            assert (status["generation"], status["recoveries"]) == (2, 1)
+            assert status["journal_bytes"] < length // 2, "it was not written anew"
+        timelines.append(stack.enter_context(connection.create_timeline()))
+        for timeline in timelines:
+            with timeline.export(1) as fence:
+                timeline.advance(1)
+                wait_readable(fence.fileno())
+                assert connection.info(fence).status == 1
+        for bad in ("missing descriptor", "fault of the broker's own", "Traceback"):
+            say(broker, bad, 0)
 
 
 def test_memory_is_given_back(broker: BrokerProcess) -> None:
