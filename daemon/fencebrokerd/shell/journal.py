@@ -31,7 +31,7 @@ __all__ = ["Journal", "JournalError"]
 
 #: It is written anew when it is so many times as long as it was when it was last; but not below the least.
 GROWTH: Final = 3
-LEAST: Final = 2 * 1024 * 1024
+LEAST: Final = 1024 * 1024
 #: Memory is taken in steps.
 STEP: Final = 256 * 1024
 #: Word of the page: so many bytes of memory each half has.  It is not among the keeper's, which may be older than this broker.
