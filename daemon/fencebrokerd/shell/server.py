@@ -68,9 +68,9 @@ __all__ = ["Server"]
 #: Packets taken from timelines' sockets in one sweep: more than a default socket can queue, so what was sent before is seen.
 SWEEP: Final = 600
 #: So many of them in one turn.
-SLICE: Final = 4
+SLICE: Final = 16
 #: How many of them may be another user's than the asker's; of a busy one it is one, so that a flood delays nobody's question.
-FOREIGN: Final = 16
+FOREIGN: Final = 64
 #: Descriptors that no session may take: the last ones are for receiving and looking at what clients send, the others for telling a session
 #: that there is no room, until the reaper has closed it.
 MARGIN: Final = 48
