@@ -160,9 +160,9 @@ FLOODS: Final[Mapping[str, tuple[Callable[[str], Iterator[None]], ...]]] = {
 }
 
 
-def _attack(driver: Connection, path: str, uid: int, is_alone: bool, flood: Callable[[str], Iterator[None]]) -> None:
+def _attack(driver: Connection, path: str, uid: int, flood: Callable[[str], Iterator[None]]) -> None:
     """Attack when told to, until told not to; answer with how often."""
-    _become(uid, logs_in=is_alone)
+    _become(uid, logs_in=False)
     while driver.recv() == "go":
         count = 0
         while not driver.poll(0):
@@ -183,7 +183,9 @@ def _attack(driver: Connection, path: str, uid: int, is_alone: bool, flood: Call
 
 
 def _become(uid: int, *, logs_in: bool = True) -> None:
-    """Be a user.  ``logs_in``: in a session of its own, as users have, between whom the kernel shares the processors (sched(7), autogroup)."""
+    """Be a user.  ``logs_in``: in a session of its own, between which the kernel shares the processors (sched(7), autogroup), so that a pipeline is
+    no part of the crowd; the crowd has one session, for 20 more would leave the broker, which has no larger share, a tenth of a processor.
+    """
     if logs_in:
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -301,7 +303,7 @@ def _measure(
         crowd = []
         for i in range(N_CLIENTS):
             driver, end = SPAWN.Pipe()
-            _start(stack, _attack, end, path, CROWD + i % n_users, n_users > 1, floods[i % len(floods)])
+            _start(stack, _attack, end, path, CROWD + i % n_users, floods[i % len(floods)])
             crowd.append(driver)
         quiet, attacked, lost, done, spent = [], [], 0, 0, 0.0
         for number in range(rounds + 1):
