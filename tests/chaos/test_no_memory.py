@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import pytest
@@ -23,7 +21,8 @@ from fencebroker.rows import TimelineRow, read_row
 from fencebrokerd.keeper import HALF, LENGTH
 from fencebrokerd.shell.journal import ROOM, STEP
 from tests.chaos.test_damaged_journal import journal_of
-from tests.helpers import LIMIT, BrokerProcess, Spawn, StartBroker, not_run, wait_readable
+from tests.chaos.tracing import injected, strace
+from tests.helpers import BrokerProcess, Spawn, StartBroker, wait_readable
 
 #: Points in one request.
 BATCH: Final = 250
@@ -36,28 +35,9 @@ PACKETS: Final = 12_000
 VISITS: Final = 100
 
 
-def strace() -> str:
-    path = shutil.which("strace")
-    if path is None:
-        not_run("strace is not installed")
-    return path
-
-
-@contextlib.contextmanager
-def no_memory(keeper: int, broker: int, error: str = "ENOSPC") -> Iterator[None]:
+def no_memory(keeper: int, broker: int, error: str = "ENOSPC") -> contextlib.AbstractContextManager[None]:
     """Refuse memory to the journal of this broker, and of those after it."""
-    who = ["-f", "-p", str(keeper), "-p", str(broker)]
-    argv = [strace(), *who, "-e", "trace=fallocate", "-e", f"inject=fallocate:error={error}", "-o", "/dev/null"]
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracer:
-        try:
-            assert tracer.stderr is not None
-            for said in (tracer.stderr.readline(), tracer.stderr.readline()):
-                if "attached" not in said:
-                    not_run(f"strace cannot attach to a process here: {said.strip()}")
-            yield
-        finally:
-            tracer.terminate()
-            tracer.communicate(timeout=LIMIT)
+    return injected("fallocate", f"error={error}", keeper, broker, children=True)
 
 
 def fill(timeline: fb.Timeline) -> list[fb.SyncFile]:
