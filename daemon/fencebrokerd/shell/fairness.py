@@ -115,8 +115,9 @@ class Fairness:
         """So long there was work for ``uid``.  Its clock runs only while others wait too: else whoever comes would be first for as long."""
         recent, at = self._recent.get(uid, (0.0, now))
         self._recent[uid] = recent * 0.5 ** ((now - at) / HALF) + elapsed, now
+        if len(self._recent) > KEPT:  # who is busy is known to be again after ``BUSY``
+            self._recent.clear()
 
     def _forget(self) -> None:
         if len(self._served) > KEPT:
             self._served = {uid: clock for uid, clock in self._served.items() if clock > self._least}
-            self._recent = {uid: recent for uid, recent in self._recent.items() if uid in self._served}
