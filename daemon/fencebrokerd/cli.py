@@ -222,9 +222,7 @@ def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int 
         log.write(
             "error", f"a limit of {limit} descriptors leaves none for clients; raise it to {least} at least (ulimit -Hn, LimitNOFILE=)"
         )
-        if listener is not None:
-            listener.unlink()
-        return 1
+        return give_up(listener)
     config = dataclasses.replace(config, limits=limits)
     if keeper is None:
         host.page.words[GENERATION], host.page.words[STARTED] = 1, time.monotonic_ns()
@@ -232,13 +230,18 @@ def serve(config: Config, read: Callable[[], Config], user: bool, ready_fd: int 
     journal = None if keeper is None else Journal(keeper.page)
     if journal is not None and not journal.has_room:
         log.write("error", f"there is no memory for the journal: {journal.shortage}")
-        if listener is not None:
-            listener.unlink()
-        return 1
+        return give_up(listener)
     server = Server(config, Broker(limits, os.getuid()), entries, log, read, host, journal)
     where = " ".join(name for name in map(address, entries) if name)
     log.write("notice", f"fencebrokerd {__version__} serves {where} (descriptor limit {limit})")
     return run(server, listener, log, lambda: say_ready(ready_fd, host.page))
+
+
+def give_up(listener: Listener | None) -> int:
+    """Leave nothing behind; returns the exit code."""
+    if listener is not None:
+        listener.unlink()
+    return 1
 
 
 def run(server: Server, listener: Listener | None, log: Log, ready: Callable[[], None]) -> int:
